@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values' parsers: what is accepted, and what each bad input is called."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geneve_ebpf import model
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import MacAddress, Route, RouteKind, Vpc
+
+BAD_NAMES = [
+    "",
+    ".",
+    "..",
+    "../escape",
+    "/etc/passwd",
+    "-dash",
+    ".hidden",
+    "_under",
+    "Upper",
+    "with space",
+    "with/slash",
+    "tab\t",
+    "newline\n",
+    "nul\0",
+    "ä",
+    "a" * 64,
+    None,
+    7,
+    b"bytes",
+    ["list"],
+]
+BAD_VNIS = [0, -1, 1 << 24, 1 << 32, "7", "", None, 7.0, True, False, [7]]
+MALFORMED_ADDRESSES = [
+    "",
+    "10.0.0",
+    "10.0.0.256",
+    "10.0.0.5.6",
+    "10.0.0.05",
+    " 10.0.0.5",
+    "10.0.0.5\n",
+    "10.0.0.5/32",
+    "fd00::5",
+    "ten",
+    None,
+    5,
+    b"\x0a\x00\x00\x05",
+]
+NOT_UNICAST = [
+    "0.0.0.0",
+    "127.0.0.1",
+    "127.255.255.254",
+    "224.0.0.1",
+    "239.1.2.3",
+    "240.0.0.1",
+    "255.255.255.255",
+]
+BAD_PREFIXES = [
+    "",
+    "10.0.0.0/33",
+    "10.0.0.0/-1",
+    "10.0.0.0/",
+    "/8",
+    "10.0.0/8",
+    "10.0.0.256/24",
+    "10.0.0.0/8/8",
+    "10.0.0.0/255.0.255.0",
+    "fd00::/64",
+    "ten/8",
+    None,
+    10,
+    ("10.0.0.0", 8),
+]
+BAD_MACS = [
+    "",
+    "02:00:00:00:00",
+    "02:00:00:00:00:00:07",
+    "02-00-00-00-00-07",
+    "020000000007",
+    "02:00:00:00:00:0g",
+    "02:00:00:00:00:07\n",
+    "00:00:00:00:00:00",
+    "01:00:5e:00:00:01",
+    "33:33:00:00:00:01",
+    "ff:ff:ff:ff:ff:ff",
+    None,
+    7,
+    b"\x02\x00\x00\x00\x00\x07",
+]
+BAD_MTUS = [1, 575, -1, 65536, 1 << 40, "1500", None, 1500.0, True, False]
+
+
+def refusals(parse, code, values):
+    """Rows of (parser, value, the code it is refused with)."""
+    return [pytest.param(parse, value, code, id=f"{code.slug}-{value!r}") for value in values]
+
+
+@pytest.mark.parametrize(
+    ("parse", "value", "code"),
+    [
+        *refusals(model.parse_name, Code.BAD_NAME, BAD_NAMES),
+        *refusals(model.parse_vni, Code.BAD_VNI, BAD_VNIS),
+        *refusals(model.parse_address, Code.BAD_ADDRESS, MALFORMED_ADDRESSES + NOT_UNICAST),
+        *refusals(model.parse_prefix, Code.BAD_PREFIX, BAD_PREFIXES),
+        *refusals(model.parse_mac, Code.BAD_MAC, BAD_MACS),
+        *refusals(model.parse_mtu, Code.BAD_MTU, BAD_MTUS),
+    ],
+)
+def test_bad_input_has_its_code_its_field_and_a_hint(parse, value, code):
+    """One line each, so that it can be shown as it is."""
+    with pytest.raises(GeneveError) as caught:
+        parse(value, "where.it.stood")
+
+    assert caught.value.code is code
+    assert caught.value.field == "where.it.stood"
+    assert caught.value.hint
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("parse", "field"),
+    [
+        (model.parse_name, "name"),
+        (model.parse_vni, "vni"),
+        (model.parse_address, "address"),
+        (model.parse_prefix, "prefix"),
+        (model.parse_mac, "mac"),
+        (model.parse_mtu, "mtu"),
+    ],
+)
+def test_the_field_is_named_after_what_is_parsed(parse, field):
+    """A caller names the field only when its request calls it something else."""
+    with pytest.raises(GeneveError) as caught:
+        parse(None)
+
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("name", ["a", "0", "blue", "sandbox-1", "a.b_c-d", "9lives", "a" * 63])
+def test_a_good_name_is_taken_as_it_is(name):
+    """1 to 63 characters that are safe in a path, a label and a log line."""
+    assert model.parse_name(name) == name
+
+
+@given(st.text())
+def test_no_accepted_name_leaves_its_directory(text):
+    """Whatever is accepted is one path component, and not a dot one."""
+    try:
+        name = model.parse_name(text)
+    except GeneveError:
+        return
+
+    assert name == text
+    assert "/" not in name
+    assert "\0" not in name
+    assert name not in ("", ".", "..")
+
+
+@pytest.mark.parametrize("vni", [1, 4096, (1 << 24) - 1])
+def test_a_vni_has_24_bits_and_is_not_zero(vni):
+    """The ends of the range belong to it."""
+    assert model.parse_vni(vni) == vni
+
+
+@pytest.mark.parametrize("text", ["10.0.0.5", "192.0.2.1", "169.254.1.1", "1.0.0.0", "223.255.0.9"])
+def test_a_unicast_address_is_taken(text):
+    """Link-local ones too: what a VPC holds is its owner's matter."""
+    assert model.parse_address(text) == IPv4Address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("10.1.2.3/32", "10.1.2.3/32"),
+        ("10.1.2.3", "10.1.2.3/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+    ],
+)
+def test_a_prefix_is_taken(text, prefix):
+    """One address is a prefix as well."""
+    assert model.parse_prefix(text) == IPv4Network(prefix)
+
+
+def test_host_bits_in_a_prefix_are_named_with_the_mend():
+    """The likeliest meaning is offered, not assumed."""
+    with pytest.raises(GeneveError) as caught:
+        model.parse_prefix("10.0.0.5/24")
+
+    assert caught.value.code is Code.BAD_PREFIX
+    assert "10.0.0.0/24" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["02:00:00:00:00:07", "aA:bB:cC:dD:eE:fF"])
+def test_a_unicast_mac_is_taken_and_printed_in_lower_case(text):
+    """Six octets, either case."""
+    assert str(model.parse_mac(text)) == text.lower()
+
+
+@pytest.mark.parametrize("mtu", [0, 576, 1500, 9000, 65535])
+def test_an_mtu_is_taken(mtu):
+    """0 is not a size: it leaves the choice to the kernel's route."""
+    assert model.parse_mtu(mtu) == mtu
+
+
+@given(st.ip_addresses(v=4), st.ip_addresses(v=4))
+def test_endpoints_of_a_vpc_have_macs_of_their_own(one, other):
+    """As unique as the address, unicast and locally administered."""
+    mac = model.endpoint_mac(one)
+
+    assert model.parse_mac(str(mac)) == mac
+    assert mac.octets[0] & 0b11 == 0b10
+    assert (mac == model.endpoint_mac(other)) == (one == other)
+
+
+def test_the_guests_addresses_fit_together():
+    """The same in every slot: two hosts of one small network, two MACs, none an endpoint's."""
+    guest = model.Guest()
+
+    assert {guest.address, guest.gateway} <= set(guest.network.hosts())
+    assert guest.address != guest.gateway
+    assert guest.mac != guest.gateway_mac
+    for mac in (guest.mac, guest.gateway_mac):
+        assert model.parse_mac(str(mac)) == mac
+
+
+def test_values_are_compared_by_what_they_hold():
+    """State is diffed by comparing values, and values are kept in sets."""
+    vpc = Vpc("blue", 7, (IPv4Network("10.0.0.0/16"),))
+    same = Vpc("blue", 7, (IPv4Network("10.0.0.0/16"),))
+    route = Route("blue", IPv4Network("10.0.1.0/24"), RouteKind.BLACKHOLE)
+
+    assert {vpc, same} == {vpc}
+    assert route != Route("blue", IPv4Network("10.0.1.0/24"), RouteKind.LOCAL)
+    with pytest.raises(AttributeError):
+        vpc.vni = 8  # type: ignore[misc]
+    assert MacAddress(b"\x02\0\0\0\0\x07") == model.parse_mac("02:00:00:00:00:07")
