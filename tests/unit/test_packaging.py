@@ -94,3 +94,19 @@ def test_the_locks_hold_what_the_project_asks_for():
     assert {re.split("[<>=]", wish)[0] for wish in wanted_to_run} <= set(run)
     assert {re.split("[<>=]", wish)[0] for wish in wanted_to_test} <= set(dev)
     assert run.items() <= dev.items()
+
+
+def test_every_dependency_has_its_reason():
+    """docs/dependencies.md has a row for each Debian package and each library."""
+    bootstrap = (ROOT / "script" / "bootstrap").read_text()
+    lists = re.findall(r"^(?:run|test)_packages=\((.*)\)$", bootstrap, re.MULTILINE)
+    debian = {package for packages in lists for package in packages.split()}
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    wishes = [*PROJECT["project"]["dependencies"], *(wish for extra in extras for wish in extra)]
+    pypi = {re.split("[<>=]", wish)[0] for wish in wishes}
+
+    rows = re.findall(r"^\|(.+?)\|", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
+    explained = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
+
+    assert len(lists) == 2
+    assert debian | pypi <= explained
