@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Every byte that a program and geneve_ebpf/abi.py both touch.
+ *
+ * A struct here is a map key or a map value. Python keeps a mirror of each;
+ * tests/packet/test_abi.py compares the two through the BTF of the loaded
+ * maps, so that a moved field fails a test and not a packet.
+ *
+ * __be16 and __be32 are as on the wire, the rest in host order. Padding has a
+ * name, so that a zeroed key holds no stray stack bytes. A change here or in
+ * lib/maps.h changes the layout's hash: a node with pins of another layout is
+ * refused, never half adopted.
+ */
+#ifndef GENEVE_ABI_H
+#define GENEVE_ABI_H
+
+#define MAX_SLOTS 16384
+#define MAX_ROUTES 2097152	/* per map; nothing is allocated ahead */
+#define MAX_NEXTHOPS 65536
+#define MAX_VTEPS 65536
+#define MAX_VPCS 65536
+#define SANDBOX_NAME_SIZE 64	/* 63 characters and a zero */
+
+/* One row: what holds for every packet of the node. */
+struct node_config {
+	__be32 vtep;		/* our outer address */
+	__be32 guest_address;	/* what every sandbox has on eth0 */
+	__be32 gateway_address;	/* the one address it may ask ARP for */
+	__u32 fib_ifindex;	/* "received on" in underlay route look-ups */
+	__be16 udp_port;	/* Geneve, both ways */
+	__u8 guest_mac[6];
+	__u8 gateway_mac[6];
+	__u8 pad[2];
+};
+
+/* One row, mapped into user space: what the writers count. */
+struct node_state {
+	__u64 generation;	/* the last one given to a binding */
+	__u64 fold_sequence;	/* odd while counters move from slot to VPC */
+	__u32 next_nexthop;	/* id for the next new next hop */
+	__u32 slot_mtu;		/* bytes, of eth0 in a slot */
+};
+
+/* The numbers are stored in bindings.state. */
+enum slot_state {
+	SLOT_ABSENT,
+	SLOT_READY,		/* prepared, unbound */
+	SLOT_RESERVED,		/* handed out, tenant not known yet */
+	SLOT_TAKEN,		/* had a tenant: never READY again */
+};
+
+/* What a slot is and who is in it. Mapped into user space.
+ *
+ * Immutable while generation is not 0: the writer stores the fields first and
+ * the generation last and alone, and stores 0 before it takes anything back.
+ */
+struct binding {
+	__u64 generation;	/* 0: unbound */
+	__u32 vni;
+	__be32 address;		/* in the VPC */
+	__u8 mac[6];		/* in the VPC */
+	__u8 pad[2];
+	__u32 state;		/* enum slot_state */
+	__u32 ifindex;		/* host-side interface */
+	__u32 pad2;
+	__u64 attached_at;	/* ns since the epoch */
+	char sandbox[SANDBOX_NAME_SIZE];
+	__u8 reserved[16];	/* a whole binding is two cache lines */
+};
+
+struct endpoint_key {
+	__u32 vni;
+	__be32 address;
+};
+
+/* Where an address of a VPC lives on this node. Its generation must be the
+ * binding's, or the packet was meant for somebody who has left.
+ */
+struct endpoint {
+	__u64 generation;
+	__u32 slot;
+	__u32 ifindex;
+};
+
+/* The trie compares bits from the first byte on: the VNI always whole. */
+struct route_key {
+	__u32 prefix_length;	/* 32 for the VNI, and the prefix's own */
+	__u32 vni;
+	__be32 address;
+};
+
+/* The same, for prefixes of 32 bits: a hash, four times faster when cold. */
+struct host_key {
+	__u32 vni;
+	__be32 address;
+};
+
+enum route_kind {
+	ROUTE_REMOTE = 1,
+	ROUTE_LOCAL,
+	ROUTE_BLACKHOLE,
+};
+
+struct route {
+	__u32 kind;		/* enum route_kind */
+	__u32 nexthop;		/* key of nexthops; ROUTE_REMOTE only */
+};
+
+/* A table of its own, so that a node that moves is one write. */
+struct nexthop {
+	__be32 vtep;
+	__u32 mtu;		/* bytes of an outer packet; 0: the kernel's route says */
+	__u8 mac[6];		/* inner destination */
+	__u8 pad[2];
+};
+
+/* Another node: the only senders whose Geneve is ours. */
+struct vtep {
+	__u32 mtu;		/* bytes of an outer packet; 0: the kernel's route says */
+};
+
+struct traffic {
+	__u64 packets;		/* a GSO frame is one */
+	__u64 bytes;		/* of inner IP */
+};
+
+/* By slot, seen from the sandbox: tx is what it sends. */
+struct slot_counters {
+	struct traffic tx_local;	/* to a sandbox of this node */
+	struct traffic tx_remote;
+	struct traffic rx_local;
+	struct traffic rx_remote;
+};
+
+/* Rows of drop_counts are reason * DIRECTIONS + direction. */
+enum direction {
+	DIRECTION_TX,		/* from a sandbox */
+	DIRECTION_RX,		/* from the wire */
+	DIRECTIONS,
+};
+
+/* X(number, name, class, what the operator reads). Append, never renumber.
+ * Classes: invalid (malformed), policy (refused on purpose), unreachable
+ * (nobody there, or no way), resource (this node's trouble).
+ */
+#define DROP_REASONS(X) \
+	X(0, NONE, policy, "not dropped") \
+	X(1, NO_CONFIG, resource, "the node's configuration is not written yet") \
+	X(2, VLAN_TAGGED, invalid, "the sandbox's frame carries a VLAN tag") \
+	X(3, NO_SLOT, resource, "the interface belongs to no slot") \
+	X(4, UNBOUND, policy, "no sandbox is attached to the slot") \
+	X(5, SHORT_FRAME, invalid, "the frame ends inside a header it announces") \
+	X(6, NOT_IPV4, policy, "the payload is neither IPv4 nor an ARP request we know") \
+	X(7, ARP_REFUSED, policy, "an ARP message other than a request that we answer") \
+	X(8, SPOOFED_MAC, policy, "the source MAC is not the sandbox's own") \
+	X(9, SPOOFED_ADDRESS, policy, "the source address is not the sandbox's own") \
+	X(10, BAD_IP_HEADER, invalid, "version, header length or total length of the inner IP header is wrong") \
+	X(11, NOT_UNICAST, policy, "the destination is broadcast, multicast, loopback or nothing") \
+	X(12, NO_ROUTE, unreachable, "the VPC has no route to the destination") \
+	X(13, BLACKHOLE, policy, "the VPC's route to the destination is a blackhole") \
+	X(14, NO_ENDPOINT, unreachable, "no sandbox of this VPC on this node has the destination address") \
+	X(15, STALE_ENDPOINT, unreachable, "the sandbox with the destination address is being attached or detached") \
+	X(16, NO_NEXTHOP, resource, "the route names a next hop that does not exist") \
+	X(17, NO_UNDERLAY_ROUTE, unreachable, "the kernel has no unicast route to the VTEP") \
+	X(18, TOO_BIG, unreachable, "with its Geneve header the packet exceeds the underlay's MTU") \
+	X(19, NO_ROOM, resource, "the kernel refused to grow or shrink the packet") \
+	X(20, NO_REWRITE, resource, "the kernel refused to rewrite a header") \
+	X(21, OUTER_FRAGMENT, invalid, "the outer packet is a fragment") \
+	X(22, OUTER_OPTIONS, invalid, "the outer IP header has options") \
+	X(23, GENEVE_VERSION, invalid, "the Geneve version is not 0") \
+	X(24, GENEVE_CONTROL, policy, "a Geneve control packet (O bit), which no sandbox may see") \
+	X(25, GENEVE_CRITICAL, invalid, "a critical Geneve option, none of which we know") \
+	X(26, GENEVE_PROTOCOL, invalid, "the Geneve payload is not Ethernet") \
+	X(27, INNER_LENGTH, invalid, "a merged frame holds more than one inner packet")
+
+enum drop_reason {
+#define X(number, name, class, text) DROP_##name = number,
+	DROP_REASONS(X)
+#undef X
+	DROP_REASON_COUNT,
+};
+
+/* X(number, name, what the operator reads): worth counting, and not a drop. */
+#define EVENTS(X) \
+	X(0, UNKNOWN_VTEP, "Geneve for our VTEP from a sender that is no known VTEP, passed on untouched") \
+	X(1, ARP_ANSWERED, "a sandbox asked for its gateway's MAC and got it") \
+	X(2, WIRE_ARP_ANSWERED, "a peer asked through the tunnel for a sandbox's MAC and got it")
+
+enum event_kind {
+#define X(number, name, text) EVENT_##name = number,
+	EVENTS(X)
+#undef X
+	EVENT_COUNT,
+};
+
+#endif /* GENEVE_ABI_H */

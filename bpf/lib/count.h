@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Counting: drops, events and each slot's traffic.
+ *
+ * Rows are per CPU and tc runs with softirqs off, so no addition is atomic.
+ */
+#ifndef COUNT_H
+#define COUNT_H
+
+#include "maps.h"
+
+static inline void add(struct traffic *row, __u64 bytes)
+{
+	row->packets += 1;
+	row->bytes += bytes;
+}
+
+/* The only place that returns TC_ACT_SHOT: what does not get through is
+ * counted exactly once.
+ */
+static inline int drop(struct __sk_buff *skb, enum direction direction,
+		       enum drop_reason reason)
+{
+	__u32 index = reason * DIRECTIONS + direction;
+	struct traffic *row = drop_counts.lookup(&index);
+
+	if (row)
+		add(row, skb->len);
+	return TC_ACT_SHOT;
+}
+
+static inline void count_event(struct __sk_buff *skb, enum event_kind event)
+{
+	__u32 index = event;
+	struct traffic *row = event_counts.lookup(&index);
+
+	if (row)
+		add(row, skb->len);
+}
+
+#endif /* COUNT_H */
