@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpf(2): the few commands we use, on file descriptors and bytes.
+
+No BCC here, so a process that only works with pinned maps stays small. Every
+function raises `OSError` as the kernel answers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+MAP_LOOKUP_ELEM = 1
+MAP_UPDATE_ELEM = 2
+MAP_DELETE_ELEM = 3
+MAP_GET_NEXT_KEY = 4
+OBJ_PIN = 6
+OBJ_GET = 7
+PROG_TEST_RUN = 10
+OBJ_GET_INFO_BY_FD = 15
+PROG_QUERY = 16
+BTF_GET_FD_BY_ID = 19
+MAP_LOOKUP_BATCH = 24
+MAP_UPDATE_BATCH = 26
+MAP_DELETE_BATCH = 27
+LINK_CREATE = 28
+LINK_UPDATE = 29
+
+TCX_INGRESS = 46
+LINK_REPLACE = 4  # BPF_F_REPLACE: only if the old program is the one named
+
+_SYSCALL = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint]
+_syscall.restype = ctypes.c_long
+
+
+def call(command: int, attr: ctypes.Array[ctypes.c_char], size: int = 0) -> int:
+    """bpf(command, attr): the result, or OSError. `size` hands over only that much of attr."""
+    result: int = _syscall(_SYSCALL, command, ctypes.addressof(attr), size or len(attr))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def create_attr(layout: str, *values: int) -> ctypes.Array[ctypes.c_char]:
+    """An attr of packed values, for `call`."""
+    return ctypes.create_string_buffer(struct.pack(layout, *values))
+
+
+def call_packed(command: int, layout: str, *values: int) -> bytes:
+    """bpf(2) with an attr of packed values; returns the attr as the kernel left it."""
+    attr = ctypes.create_string_buffer(struct.pack(layout, *values))
+    call(command, attr)
+    return attr.raw
+
+
+def open_pin(path: Path) -> int:
+    """A new file descriptor (close-on-exec) for the pinned object."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    attr = ctypes.create_string_buffer(struct.pack("<QII", ctypes.addressof(name), 0, 0))
+    return call(OBJ_GET, attr)
+
+
+def pin(fd: int, path: Path) -> None:
+    """Pin an object; the path must not exist yet (EEXIST)."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    attr = ctypes.create_string_buffer(struct.pack("<QII", ctypes.addressof(name), fd, 0))
+    call(OBJ_PIN, attr)
+
+
+@dataclass(frozen=True, slots=True)
+class MapInfo:
+    """struct bpf_map_info, the part we compare. Sizes in bytes."""
+
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    name: str
+    btf_id: int
+    btf_key_type: int
+    btf_value_type: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """struct bpf_prog_info, the part we show."""
+
+    id: int
+    tag: str
+    name: str
+    verified_instructions: int
+    run_time_ns: int  # only counts while kernel.bpf_stats_enabled=1
+    run_count: int
+
+
+def object_info(fd: int, size: int) -> bytes:
+    """The first `size` bytes of BPF_OBJ_GET_INFO_BY_FD, whatever object it is."""
+    buffer = ctypes.create_string_buffer(size)
+    call_packed(OBJ_GET_INFO_BY_FD, "<IIQ", fd, size, ctypes.addressof(buffer))
+    return buffer.raw
+
+
+def map_info(fd: int) -> MapInfo:
+    """What the kernel says of a map."""
+    raw = object_info(fd, 80)
+    kind, ident, key, value, entries, flags = struct.unpack_from("<6I", raw)
+    name = raw[24:40].split(b"\0", 1)[0].decode()
+    btf_id, btf_key, btf_value = struct.unpack_from("<3I", raw, 64)
+    return MapInfo(kind, ident, key, value, entries, flags, name, btf_id, btf_key, btf_value)
+
+
+def program_info(fd: int) -> ProgramInfo:
+    """What the kernel says of a program."""
+    raw = object_info(fd, 232)
+    _, ident = struct.unpack_from("<2I", raw)
+    name = raw[64:80].split(b"\0", 1)[0].decode()
+    run_time, run_count = struct.unpack_from("<2Q", raw, 192)
+    (verified,) = struct.unpack_from("<I", raw, 216)
+    return ProgramInfo(ident, raw[8:16].hex(), name, verified, run_time, run_count)
+
+
+@dataclass(frozen=True, slots=True)
+class TestRun:
+    """One run of a program on one frame: its verdict and what it made of the frame."""
+
+    verdict: int
+    frame: bytes
+
+
+def test_run(program: int, frame: bytes, *, ifindex: int = 0, mark: int = 0) -> TestRun:
+    """BPF_PROG_TEST_RUN, once. EINVAL: the kernel takes no such frame (IPv4 under 34 bytes).
+
+    The kernel clears `vlan_present` and knows no GSO here: those need real frames.
+    """
+    source = ctypes.create_string_buffer(frame, len(frame))
+    room = ctypes.create_string_buffer(len(frame) + 512)
+    # struct __sk_buff: mark is word 2, ifindex word 10
+    context = ctypes.create_string_buffer(192)
+    struct.pack_into("<I", context, 8, mark)
+    struct.pack_into("<I", context, 40, ifindex)
+    attr = ctypes.create_string_buffer(
+        struct.pack(
+            "<IIIIQQIIIIQQIIII",
+            program,
+            0,
+            len(frame),
+            len(room),
+            ctypes.addressof(source),
+            ctypes.addressof(room),
+            1,
+            0,
+            len(context),
+            len(context),
+            ctypes.addressof(context),
+            ctypes.addressof(context),
+            0,
+            0,
+            0,
+            0,
+        )
+    )
+    call(PROG_TEST_RUN, attr)
+    verdict, _, size = struct.unpack_from("<iII", attr.raw, 4)
+    return TestRun(verdict, room.raw[:size])

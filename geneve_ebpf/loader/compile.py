@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile with BCC, load, pin, exit: run as a child, so that nobody else pays for LLVM.
+
+    python -m geneve_ebpf.loader.compile RUN_DIRECTORY
+
+LLVM leaves 117 MB in the process that used it. On success nothing is printed;
+on failure the last line of stdout is the error as JSON and the status is 1.
+`compile_and_pin` is the parent's side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from geneve_ebpf.abi import PROGRAMS
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.loader import bpf, headers, source
+from geneve_ebpf.loader.pins import Pins
+
+_LOG_LINES = 25  # of a verifier log: the failing instruction is at its end
+
+
+def compile_and_pin(run_directory: Path) -> None:
+    """Have a child compile both programs and pin what is missing: maps, then programs.
+
+    Maps that are pinned are used as they are. Raises GeneveError: LOAD_FAILED
+    with the end of the compiler's or verifier's words, KERNEL_UNSUPPORTED.
+    """
+    child = subprocess.run(
+        [sys.executable, "-m", "geneve_ebpf.loader.compile", str(run_directory)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if child.returncode == 0:
+        return
+    try:
+        error = json.loads(child.stdout.splitlines()[-1])
+        raise GeneveError(Code[error["code"]], error["message"], hint=error["hint"])
+    except (IndexError, ValueError, KeyError):
+        raise GeneveError(
+            Code.LOAD_FAILED,
+            "the programs did not compile or load\n" + relevant(child.stderr),
+            hint="geneve-ebpf doctor says what the kernel lacks",
+        ) from None
+
+
+def relevant(log: str) -> str:
+    """The part of a compiler's or verifier's log that matters: its end, without statistics."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    if any(line.startswith("processed ") for line in lines):
+        # Verifier: what follows "processed" is BCC's own exception.
+        last = max(i for i, line in enumerate(lines) if line.startswith("processed "))
+        lines = lines[:last]
+    return "\n".join(lines[-_LOG_LINES:])
+
+
+def _compile(run_directory: Path) -> None:
+    try:
+        import bcc
+    except ImportError:
+        bcc = None
+    if not hasattr(bcc, "BPF"):
+        raise GeneveError(
+            Code.KERNEL_UNSUPPORTED,
+            "the module `bcc` is missing or is not the BPF Compiler Collection",
+            hint="apt-get install python3-bpfcc, and use the system Python"
+            " (a venv needs --system-site-packages); never `pip install bcc`",
+        )
+    pins = Pins(run_directory)
+    pins.directory.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="geneve-ebpf-headers-") as tree:
+        headers.make_tree(Path(tree) / "kernel")
+        os.environ["BCC_KERNEL_SOURCE"] = str(Path(tree) / "kernel")
+        flags = [f'-DPIN_DIR="{pins.directory}"', "-Wno-macro-redefined"]
+        built = bcc.BPF(text=source.program_text(), cflags=flags)
+        for name in PROGRAMS:
+            program = built.load_func(name, bcc.BPF.SCHED_CLS)
+            if not pins.program(name).exists():
+                bpf.pin(program.fd, pins.program(name))
+
+
+def _main() -> int:
+    try:
+        _compile(Path(sys.argv[1]))
+    except GeneveError as error:
+        print(json.dumps({"code": error.code.name, "message": str(error), "hint": error.hint}))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the programs hang: sandbox_tx on the shared block, uplink_rx on each uplink.
+
+Sandbox interfaces share one tc block, so that one filter serves all of them
+and one replace swaps it under all of them. The block would vanish with its
+last interface and the next one would be open; an anchor, a veth pair of our
+own that never comes up, holds it. The anchor is also what underlay route
+look-ups are "received on": the FIB helper wants an interface that forwards,
+and so no other one has to.
+
+An uplink is one device: a TCX link where the kernel has TCX (ordered beside
+other users, pinned, swapped in microseconds), else a filter on clsact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.host import links, tc
+from geneve_ebpf.host.netlink import RouteSocket
+from geneve_ebpf.loader import bpf
+from geneve_ebpf.loader.pins import Pins
+
+ANCHOR = "gnv-anchor"
+_FIRST_BLOCK = 6081
+
+
+def hang_block(ip: IPRoute, door: RouteSocket, program: Path) -> tuple[int, int]:
+    """Make anchor and block, or find them, and put the program on it.
+
+    Returns (block number, the anchor's interface index). Works in the thread's
+    network namespace.
+    """
+    anchor = links.index_of(ip, ANCHOR)
+    block = tc.ingress_block(door, anchor) if anchor else 0
+    if not block:
+        if anchor:  # half made: no slot can be in its block yet
+            links.remove(ip, anchor)
+        taken = tc.blocks_in_use(door)
+        block = next(n for n in range(_FIRST_BLOCK, _FIRST_BLOCK + 1000) if n not in taken)
+        anchor = links.make_veth(ip, ANCHOR, {"ifname": f"{ANCHOR}-peer"}, mtu=1500)
+        links.silence(ip, anchor, ANCHOR)
+        links.disable_ipv6(f"{ANCHOR}-peer")
+        tc.add_clsact(door, anchor, block=block)
+    Path(f"/proc/sys/net/ipv4/conf/{ANCHOR}/forwarding").write_text("1")
+    fd = bpf.open_pin(program)
+    try:
+        tc.set_block_program(door, block, fd, program.name.split("-")[0])
+        wanted = bpf.program_info(fd).id
+    finally:
+        os.close(fd)
+    found = tc.block_programs(door, block)
+    if found != [wanted]:
+        raise GeneveError(
+            Code.NODE_SETUP,
+            f"the shared block {block} holds programs {found}, not only ours ({wanted})",
+            hint="another tool uses the block: geneve-ebpf node down, then start again",
+        )
+    return block, anchor
+
+
+def drop_block(ip: IPRoute) -> None:
+    """Remove the anchor; the block goes with the last interface in it."""
+    anchor = links.index_of(ip, ANCHOR)
+    if anchor:
+        links.remove(ip, anchor)
+
+
+def hang_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str, *, tcx: bool) -> None:
+    """Put uplink_rx on one interface, or swap it there; other programs stay.
+
+    Raises GeneveError NODE_SETUP if there is no such interface.
+    """
+    ifindex = links.index_of(ip, interface)
+    if not ifindex:
+        raise GeneveError(
+            Code.NODE_SETUP,
+            f"there is no uplink {interface}",
+            hint="name an interface of the node's namespace: ip link",
+            field="uplinks",
+        )
+    path = pins.program("uplink_rx")
+    program = bpf.open_pin(path)
+    try:
+        if tcx:
+            _set_link(pins.uplink(interface), program, ifindex)
+        else:
+            if tc.add_clsact(door, ifindex):
+                _made_clsact(pins, interface).touch()
+            tc.set_ingress_program(door, ifindex, program, "uplink_rx")
+    finally:
+        os.close(program)
+
+
+def _made_clsact(pins: Pins, interface: str) -> Path:
+    # bpffs takes no plain files.
+    return pins.root.parent / f"clsact-{interface}"
+
+
+def _set_link(pinned: Path, program: int, ifindex: int) -> None:
+    if pinned.exists():
+        link = bpf.open_pin(pinned)
+        try:
+            if link_ifindex(link) == ifindex:
+                bpf.call_packed(bpf.LINK_UPDATE, "<IIII", link, program, 0, 0)
+                return
+        except OSError as error:
+            if error.errno != errno.ENOLINK:
+                raise
+        finally:
+            os.close(link)
+        pinned.unlink()  # its interface is gone; this one only has its name
+    attr = bpf.create_attr("<IIII32x", program, ifindex, bpf.TCX_INGRESS, 0)
+    link = bpf.call(bpf.LINK_CREATE, attr)
+    try:
+        bpf.pin(link, pinned)
+    finally:
+        os.close(link)
+
+
+def link_ifindex(link: int) -> int:
+    """The interface a TCX link hangs on; 0 when the interface is gone."""
+    # struct bpf_link_info: type, id, prog_id, pad, tcx.ifindex
+    return int(struct.unpack_from("<I", bpf.object_info(link, 64), 16)[0])
+
+
+def drop_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str) -> None:
+    """Take uplink_rx off one interface, however it hangs there."""
+    pins.uplink(interface).unlink(missing_ok=True)
+    ifindex = links.index_of(ip, interface)
+    if ifindex:
+        tc.remove_ingress_program(door, ifindex)
+        marker = _made_clsact(pins, interface)
+        if marker.exists():
+            if not tc.ingress_programs(door, ifindex):
+                with contextlib.suppress(OSError):
+                    tc.remove_clsact(door, ifindex)
+            marker.unlink()
+
+
+def hung_uplinks(pins: Pins) -> set[str]:
+    """Interfaces that have, or had, our hook."""
+    linked = {path.name.removeprefix("uplink-") for path in pins.directory.glob("uplink-*")}
+    return linked | {
+        path.name.removeprefix("clsact-") for path in pins.root.parent.glob("clsact-*")
+    }

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values: what a VPC, a route, a slot and an endpoint are. No I/O, no layout.
+
+The words are those of docs/architecture.md. All values are immutable; the
+`parse_*` functions turn a user's text into one and raise a `GeneveError` that
+names the field.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from pathlib import Path
+
+from geneve_ebpf.errors import Code, GeneveError
+
+GENEVE_PORT = 6081  # RFC 8926 section 3.3
+VNI_MAX = (1 << 24) - 1
+MTU_MIN, MTU_MAX = 576, 65535
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class RouteKind(str, Enum):
+    """Where a route leads."""
+
+    REMOTE = "remote"  # to a VTEP
+    LOCAL = "local"  # the prefix lives on this node; an address nobody has is dropped
+    BLACKHOLE = "blackhole"
+
+
+class SlotState(Enum):
+    """A slot's life; it only ever moves forward. The numbers are stored in the slots map."""
+
+    ABSENT = 0  # no such slot
+    READY = 1  # prepared and unbound
+    RESERVED = 2  # handed out, tenant not known yet
+    TAKEN = 3  # attached while its generation is not 0; otherwise waiting to be destroyed
+
+
+@dataclass(frozen=True, slots=True)
+class MacAddress:
+    """Six octets, transmission order."""
+
+    octets: bytes
+
+    def __str__(self) -> str:
+        return self.octets.hex(":")
+
+
+@dataclass(frozen=True, slots=True)
+class Vpc:
+    """A tenant's network on this node."""
+
+    name: str
+    vni: int
+    prefixes: tuple[IPv4Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Vtep:
+    """Another node's tunnel end point. Geneve is accepted from these only.
+
+    mtu: bytes of the largest outer IP packet towards it; 0 leaves it to the
+    kernel's route.
+    """
+
+    address: IPv4Address
+    mtu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """(VPC, prefix) -> next hop. `vtep` and `mac` are for REMOTE only.
+
+    mac: inner destination MAC; None is the gateway's, which our own nodes do
+    not insist on. A peer of another make drops frames that are not to its MAC.
+    """
+
+    vpc: str
+    prefix: IPv4Network
+    kind: RouteKind
+    vtep: IPv4Address | None = None
+    mac: MacAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A sandbox's presence in a VPC, as the data plane keeps it."""
+
+    vni: int
+    address: IPv4Address
+    mac: MacAddress  # inner source MAC on the wire
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What a sandbox sees on eth0: the same in every slot of the node."""
+
+    address: IPv4Address = IPv4Address("169.254.77.2")
+    gateway: IPv4Address = IPv4Address("169.254.77.1")
+    network: IPv4Network = IPv4Network("169.254.77.0/30")
+    mac: MacAddress = MacAddress(bytes.fromhex("024756000002"))
+    gateway_mac: MacAddress = MacAddress(bytes.fromhex("024756000001"))
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for a sandbox: a namespace with eth0, and its host-side veth."""
+
+    index: int
+    ifindex: int  # of the host-side veth, in the node's namespace
+    state: SlotState
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A sandbox that is attached, as the pinned maps record it."""
+
+    sandbox: str
+    slot: int
+    endpoint: Endpoint
+    generation: int
+    attached_at: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """One node, as its agent is configured."""
+
+    name: str
+    vtep: IPv4Address
+    uplinks: tuple[str, ...]
+    udp_port: int = GENEVE_PORT
+    netns: Path | None = None  # the node's network namespace; None is the caller's own
+    run_root: Path = Path("/run/geneve-ebpf")
+    state_root: Path = Path("/var/lib/geneve-ebpf")
+    slots: int = 16
+    guest: Guest = field(default_factory=Guest)
+    metrics_listen: str = "127.0.0.1:16081"
+    address_rest: float = 60.0  # seconds a freed address waits for another sandbox
+
+    @property
+    def run_directory(self) -> Path:
+        """Sockets, pins and slot namespaces of this node: gone after a reboot."""
+        return self.run_root / self.name
+
+    @property
+    def state_directory(self) -> Path:
+        """Desired state of this node: kept over a reboot."""
+        return self.state_root / self.name
+
+    def as_json(self) -> str:
+        """One line of JSON, for the command line of a child process."""
+        return json.dumps(
+            {
+                "name": self.name,
+                "vtep": str(self.vtep),
+                "uplinks": list(self.uplinks),
+                "udp_port": self.udp_port,
+                "netns": None if self.netns is None else str(self.netns),
+                "run_root": str(self.run_root),
+                "state_root": str(self.state_root),
+                "slots": self.slots,
+                "guest": {
+                    "address": str(self.guest.address),
+                    "gateway": str(self.guest.gateway),
+                    "network": str(self.guest.network),
+                    "mac": str(self.guest.mac),
+                    "gateway_mac": str(self.guest.gateway_mac),
+                },
+                "metrics_listen": self.metrics_listen,
+                "address_rest": self.address_rest,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> NodeSettings:
+        """What `as_json` wrote; trusts it, since only our own processes write it."""
+        raw = json.loads(text)
+        guest = raw["guest"]
+        return cls(
+            name=raw["name"],
+            vtep=IPv4Address(raw["vtep"]),
+            uplinks=tuple(raw["uplinks"]),
+            udp_port=raw["udp_port"],
+            netns=None if raw["netns"] is None else Path(raw["netns"]),
+            run_root=Path(raw["run_root"]),
+            state_root=Path(raw["state_root"]),
+            slots=raw["slots"],
+            guest=Guest(
+                IPv4Address(guest["address"]),
+                IPv4Address(guest["gateway"]),
+                IPv4Network(guest["network"]),
+                parse_mac(guest["mac"]),
+                parse_mac(guest["gateway_mac"]),
+            ),
+            metrics_listen=raw["metrics_listen"],
+            address_rest=raw["address_rest"],
+        )
+
+
+def parse_name(text: object, field_name: str = "name") -> str:
+    """A name that is safe as a file name and a label. Raises BAD_NAME."""
+    if isinstance(text, str) and NAME.fullmatch(text):
+        return text
+    raise GeneveError(
+        Code.BAD_NAME,
+        f"{text!r} is not a valid {field_name}",
+        hint="1 to 63 of a-z 0-9 . _ -, starting with a letter or digit",
+        field=field_name,
+    )
+
+
+def parse_vni(value: object, field_name: str = "vni") -> int:
+    """A VNI, 1 to 16,777,215. Raises BAD_VNI."""
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= VNI_MAX:
+        return value
+    raise GeneveError(
+        Code.BAD_VNI,
+        f"{value!r} is not a VNI",
+        hint=f"a whole number from 1 to {VNI_MAX}",
+        field=field_name,
+    )
+
+
+def parse_address(text: object, field_name: str = "address") -> IPv4Address:
+    """A unicast IPv4 address. Raises BAD_ADDRESS."""
+    try:
+        if not isinstance(text, str):
+            raise AddressValueError
+        address = IPv4Address(text)
+    except AddressValueError:
+        raise GeneveError(
+            Code.BAD_ADDRESS,
+            f"{text!r} is not an IPv4 address",
+            hint="four numbers, such as 10.0.0.5",
+            field=field_name,
+        ) from None
+    if (
+        address.is_multicast
+        or address.is_unspecified
+        or address.is_loopback
+        or (int(address) >> 28 == 15)
+    ):
+        raise GeneveError(
+            Code.BAD_ADDRESS,
+            f"{address} is not a unicast address",
+            hint="not 0.0.0.0, 127/8, 224/4 or 240/4",
+            field=field_name,
+        )
+    return address
+
+
+def parse_prefix(text: object, field_name: str = "prefix") -> IPv4Network:
+    """An IPv4 prefix without host bits. Raises BAD_PREFIX."""
+    try:
+        if not isinstance(text, str):
+            raise AddressValueError
+        return IPv4Network(text)
+    except (AddressValueError, NetmaskValueError):
+        hint = "an address and a length, such as 10.0.0.0/16"
+    except ValueError:
+        hint = f"did you mean {IPv4Network(text, strict=False)}?"  # type: ignore[arg-type]
+    raise GeneveError(
+        Code.BAD_PREFIX, f"{text!r} is not an IPv4 prefix", hint=hint, field=field_name
+    )
+
+
+def parse_mac(text: object, field_name: str = "mac") -> MacAddress:
+    """A unicast MAC address, aa:bb:cc:dd:ee:ff. Raises BAD_MAC."""
+    if isinstance(text, str) and re.fullmatch(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}", text):
+        octets = bytes.fromhex(text.replace(":", ""))
+        if not octets[0] & 1 and any(octets):
+            return MacAddress(octets)
+    raise GeneveError(
+        Code.BAD_MAC,
+        f"{text!r} is not a unicast MAC address",
+        hint="such as 02:00:00:00:00:07",
+        field=field_name,
+    )
+
+
+def parse_mtu(value: object, field_name: str = "mtu") -> int:
+    """Bytes of an outer IP packet; 0 leaves it to the kernel's route. Raises BAD_MTU."""
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and (value == 0 or MTU_MIN <= value <= MTU_MAX)
+    ):
+        return value
+    raise GeneveError(
+        Code.BAD_MTU,
+        f"{value!r} is not an MTU",
+        hint=f"{MTU_MIN} to {MTU_MAX}, or 0 to follow the kernel's route",
+        field=field_name,
+    )
+
+
+def endpoint_mac(address: IPv4Address) -> MacAddress:
+    """The MAC an endpoint has inside its VPC: 02:47 and the address.
+
+    Unique in a VPC as the address is, and the same wherever the sandbox runs.
+    """
+    return MacAddress(b"\x02\x47" + address.packed)
