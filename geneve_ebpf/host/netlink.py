@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An rtnetlink socket for messages that pyroute2 can encode but its IPRoute has no call for.
+
+pyroute2's classes are the codec; the transport here is a plain socket, which
+also keeps the event loop that IPRoute runs out of the way.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import Any
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
+
+
+class RouteSocket:
+    """NETLINK_ROUTE in the network namespace the thread is in when this is made."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> RouteSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def tell(self, message: Any, kind: int, flags: int = 0) -> None:
+        """Send one request and wait for its acknowledgement. Raises OSError."""
+        self._send(message, kind, flags | _NLM_F_ACK)
+        self._receive(type(message))
+
+    def dump(self, message: Any, kind: int) -> list[Any]:
+        """Send one dump request; the answers, decoded as `message`'s class. Raises OSError."""
+        self._send(message, kind, _NLM_F_DUMP)
+        return self._receive(type(message))
+
+    def _send(self, message: Any, kind: int, flags: int) -> None:
+        self._sequence += 1
+        message["header"]["type"] = kind
+        message["header"]["flags"] = flags | _NLM_F_REQUEST
+        message["header"]["sequence_number"] = self._sequence
+        message.encode()
+        self._socket.send(message.data)
+
+    def _receive(self, codec: Any) -> list[Any]:
+        answers: list[Any] = []
+        while True:
+            data = self._socket.recv(1 << 18)
+            at = 0
+            while at < len(data):
+                length, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
+                body = data[at : at + length]
+                at += (length + 3) & ~3
+                if sequence != self._sequence:
+                    continue  # of a request that was given up
+                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                    (code,) = struct.unpack_from("=i", body, _HEADER.size)
+                    if code < 0:
+                        raise OSError(-code, os.strerror(-code))
+                    return answers
+                answer = codec(body)
+                answer.decode()
+                answers.append(answer)

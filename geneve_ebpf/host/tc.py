@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tc: clsact qdiscs, a shared filter block, and the BPF filter on either.
+
+pyroute2 0.9 knows neither TCA_INGRESS_BLOCK nor a filter's program id, so its
+messages are extended here. A shared block has no interface of its own: it is
+addressed with a magic interface index and its number as the parent.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
+from pyroute2.netlink.rtnl import (
+    RTM_DELQDISC,
+    RTM_DELTFILTER,
+    RTM_GETQDISC,
+    RTM_GETTFILTER,
+    RTM_NEWQDISC,
+    RTM_NEWTFILTER,
+)
+from pyroute2.netlink.rtnl.tcmsg import sched_bpf, tcmsg
+
+from geneve_ebpf.host.netlink import RouteSocket
+
+_CLSACT_PARENT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
+_INGRESS = 0xFFFFFFF2  # parent of an ingress filter on clsact
+_BLOCK_IFINDEX = -1  # TCM_IFINDEX_MAGIC_BLOCK, as the signed field has it
+_ETH_P_ALL = 0x0300  # 0x0003 in network order
+_DIRECT_ACTION = 1
+
+# Our one filter, wherever it hangs: fixed, so that a replace finds it.
+PREFERENCE = 6081
+HANDLE = 1
+
+
+class _Options(sched_bpf.options):  # type: ignore[misc]
+    nla_map = (
+        *sched_bpf.options.nla_map,
+        ("TCA_BPF_FLAGS_GEN", "uint32"),
+        ("TCA_BPF_TAG", "hex"),
+        ("TCA_BPF_ID", "uint32"),
+    )
+
+
+class _Message(tcmsg):  # type: ignore[misc]
+    nla_map = (
+        *tcmsg.nla_map,
+        ("TCA_PAD", "hex"),
+        ("TCA_DUMP_INVISIBLE", "flag"),
+        ("TCA_CHAIN", "uint32"),
+        ("TCA_HW_OFFLOAD", "uint8"),
+        ("TCA_INGRESS_BLOCK", "uint32"),
+        ("TCA_EGRESS_BLOCK", "uint32"),
+    )
+
+    @staticmethod
+    def get_options(self: Any, *argv: Any, **kwarg: Any) -> Any:
+        if self.get_attr("TCA_KIND") == "bpf":
+            return _Options
+        return tcmsg.get_options(self, *argv, **kwarg)
+
+
+def _message(**fields: Any) -> _Message:
+    message = _Message()
+    message["attrs"] = fields.pop("attrs", [])
+    for name, value in fields.items():
+        message[name] = value
+    return message
+
+
+def add_clsact(door: RouteSocket, ifindex: int, *, block: int = 0) -> bool:
+    """Give an interface a clsact qdisc, its ingress in a shared block if one is named.
+
+    False if it has one already. Raises OSError otherwise.
+    """
+    attributes: list[Any] = [["TCA_KIND", "clsact"]]
+    if block:
+        attributes.append(["TCA_INGRESS_BLOCK", block])
+    try:
+        door.tell(
+            _message(index=ifindex, parent=_CLSACT_PARENT, handle=_CLSACT_HANDLE, attrs=attributes),
+            RTM_NEWQDISC,
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            return False
+        raise
+    return True
+
+
+def remove_clsact(door: RouteSocket, ifindex: int) -> None:
+    """Take an interface's clsact qdisc away, filters and all."""
+    door.tell(_message(index=ifindex, parent=_CLSACT_PARENT, handle=_CLSACT_HANDLE), RTM_DELQDISC)
+
+
+def ingress_block(door: RouteSocket, ifindex: int) -> int:
+    """The shared block that an interface's ingress is in; 0 if in none."""
+    for qdisc in door.dump(_message(index=ifindex), RTM_GETQDISC):
+        if qdisc["index"] == ifindex and qdisc.get_attr("TCA_KIND") == "clsact":
+            return qdisc.get_attr("TCA_INGRESS_BLOCK") or 0
+    return 0
+
+
+def blocks_in_use(door: RouteSocket) -> set[int]:
+    """Numbers of all shared blocks of this namespace: whoever names one of them joins it."""
+    found = set()
+    for qdisc in door.dump(_message(), RTM_GETQDISC):
+        found.add(qdisc.get_attr("TCA_INGRESS_BLOCK") or 0)
+        found.add(qdisc.get_attr("TCA_EGRESS_BLOCK") or 0)
+    return found - {0}
+
+
+def _filter(door: RouteSocket, ifindex: int, parent: int, program: int, name: str) -> None:
+    options = [
+        ["TCA_BPF_FD", program],
+        ["TCA_BPF_NAME", name],
+        ["TCA_BPF_FLAGS", _DIRECT_ACTION],
+    ]
+    door.tell(
+        _message(
+            index=ifindex,
+            parent=parent,
+            handle=HANDLE,
+            info=(PREFERENCE << 16) | _ETH_P_ALL,
+            attrs=[["TCA_KIND", "bpf"], ["TCA_OPTIONS", {"attrs": options}]],
+        ),
+        RTM_NEWTFILTER,
+        NLM_F_CREATE,
+    )
+
+
+def set_block_program(door: RouteSocket, block: int, program: int, name: str) -> None:
+    """Put the program (a descriptor) on every interface of the block, in one swap."""
+    _filter(door, _BLOCK_IFINDEX, block, program, name)
+
+
+def set_ingress_program(door: RouteSocket, ifindex: int, program: int, name: str) -> None:
+    """Put the program on one interface's clsact ingress, in one swap."""
+    _filter(door, ifindex, _INGRESS, program, name)
+
+
+def remove_ingress_program(door: RouteSocket, ifindex: int) -> None:
+    """Take our filter off an interface's clsact ingress; no other one."""
+    try:
+        door.tell(
+            _message(
+                index=ifindex,
+                parent=_INGRESS,
+                handle=HANDLE,
+                info=(PREFERENCE << 16) | _ETH_P_ALL,
+                attrs=[["TCA_KIND", "bpf"]],
+            ),
+            RTM_DELTFILTER,
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL):
+            raise
+
+
+def _programs(door: RouteSocket, ifindex: int, parent: int) -> Iterator[int]:
+    for found in door.dump(_message(index=ifindex, parent=parent), RTM_GETTFILTER):
+        options = found.get_attr("TCA_OPTIONS")
+        # The kernel also lists the chain's head, which has no program.
+        if found.get_attr("TCA_KIND") == "bpf" and options is not None:
+            program = options.get_attr("TCA_BPF_ID")
+            if program is not None:
+                yield program
+
+
+def block_programs(door: RouteSocket, block: int) -> list[int]:
+    """Program ids on a shared block, in the order they run. [] if there is no such block."""
+    try:
+        return list(_programs(door, _BLOCK_IFINDEX, block))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return []
+        raise
+
+
+def ingress_programs(door: RouteSocket, ifindex: int) -> list[int]:
+    """Program ids on an interface's clsact ingress. [] if it has none."""
+    try:
+        return list(_programs(door, ifindex, _INGRESS))
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            return []
+        raise
