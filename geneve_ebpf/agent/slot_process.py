@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that makes and destroys slots, so that the agent does no netlink.
+
+    python -m geneve_ebpf.agent.slot_process --settings-json SETTINGS
+
+Descriptor 3 is a stream socket to the agent, JSON lines both ways:
+
+    {"op": "make"|"destroy", "index": N}    {"op": "stop"}
+    {"event": "ready", "index": N, "ifindex": N, "us": N}
+    {"event": "gone", "index": N}
+    {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
+
+It writes the slots map at both ends of a slot's life. "gone" comes when the
+interface has vanished and an RCU grace period is over: the index may be used
+again. When the agent goes, so does this process, after the step at hand; what
+it leaves half made has no entry in the slots map, and the next one clears it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import socket
+import sys
+import time
+
+from pyroute2 import IPRoute
+
+from geneve_ebpf.dataplane import DataPlane, facts
+from geneve_ebpf.errors import GeneveError
+from geneve_ebpf.host import namespaces, slots
+from geneve_ebpf.host.netlink import RouteSocket
+from geneve_ebpf.model import NodeSettings
+
+_MEMBARRIER = {"x86_64": 324, "aarch64": 283}[os.uname().machine]
+_MEMBARRIER_GLOBAL = 1
+_VANISH_PATIENCE = 2.0  # seconds until a namespace that lingers loses its interface
+_POLL = 0.01  # seconds between looks at interfaces that are to vanish
+
+
+def quiesce() -> None:
+    """Return when every program run that had begun before has ended.
+
+    MEMBARRIER_CMD_GLOBAL is synchronize_rcu (kernel/sched/membarrier.c); where
+    it is switched off (nohz_full) a wait far longer than any program run must do.
+    """
+    if ctypes.CDLL(None, use_errno=True).syscall(_MEMBARRIER, _MEMBARRIER_GLOBAL, 0, 0) < 0:
+        time.sleep(0.1)
+
+
+class SlotMaker:
+    """Takes one order at a time; watches in between for interfaces that vanish."""
+
+    def __init__(self, settings: NodeSettings, door: socket.socket) -> None:
+        found = facts(settings.run_directory)
+        self._agent = door
+        self._plane = DataPlane.open(settings.run_directory)
+        self._place = slots.Place(
+            settings.run_directory / "netns",
+            settings.guest,
+            found.mtu,
+            found.block,
+            found.program,
+        )
+        self._ip = IPRoute()
+        self._route = RouteSocket()
+        self._vanishing: dict[int, float] = {}  # index -> when to stop waiting
+
+    def run(self) -> None:
+        """Serve until the agent hangs up or says stop."""
+        pending = b""
+        while True:
+            wait = _POLL if self._vanishing else None
+            if select.select([self._agent], [], [], wait)[0]:
+                data = self._agent.recv(65536)
+                if not data:
+                    return
+                *lines, pending = (pending + data).split(b"\n")
+                for line in lines:
+                    order = json.loads(line)
+                    if order["op"] == "stop":
+                        return
+                    self._obey(order["op"], order["index"])
+                    self._look_for_vanished()
+            else:
+                self._look_for_vanished()
+
+    def _obey(self, op: str, index: int) -> None:
+        try:
+            if op == "make":
+                self._make(index)
+            else:
+                self._destroy(index)
+        except (GeneveError, OSError) as error:
+            self._tell(event="failed", index=index, op=op, message=str(error))
+        except Exception as error:  # pyroute2 has errors of its own
+            self._tell(event="failed", index=index, op=op, message=repr(error))
+
+    def _make(self, index: int) -> None:
+        began = time.perf_counter()
+        # What a maker that died in the middle left under this index.
+        if self._place.netns(index).exists() or not slots.gone(index):
+            slots.drop(self._place, index)
+            slots.wait_gone(self._ip, [index])
+        ifindex = slots.make(self._ip, self._route, self._place, index)
+        self._plane.add_slot(index, ifindex)
+        spent = round((time.perf_counter() - began) * 1e6)
+        self._tell(event="ready", index=index, ifindex=ifindex, us=spent)
+
+    def _destroy(self, index: int) -> None:
+        slots.drop(self._place, index)
+        self._vanishing[index] = time.monotonic() + _VANISH_PATIENCE
+
+    def _look_for_vanished(self) -> None:
+        now = time.monotonic()
+        done = []
+        for index, deadline in self._vanishing.items():
+            if not slots.gone(index):
+                if now < deadline:
+                    continue
+                slots.cut_off(self._ip, index)
+            done.append(index)
+        if not done:
+            return
+        for index in done:
+            del self._vanishing[index]
+        quiesce()  # once for all of them
+        for index in done:
+            self._plane.remove_slot(index)
+            self._tell(event="gone", index=index)
+
+    def _tell(self, **event: object) -> None:
+        # A dead agent has no use for it; the next read says that it is dead.
+        with contextlib.suppress(BrokenPipeError):
+            self._agent.sendall(json.dumps(event).encode() + b"\n")
+
+
+def main() -> int:
+    """Entry point of the process."""
+    settings = NodeSettings.from_json(sys.argv[sys.argv.index("--settings-json") + 1])
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(namespaces.entering(settings.netns))
+        door = stack.enter_context(socket.socket(fileno=3))
+        SlotMaker(settings, door).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

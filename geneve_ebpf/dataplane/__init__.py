@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VPC's terms over maps and programs: the library behind the agent.
+
+    from geneve_ebpf.dataplane import DataPlane, bring_up
+
+`bring_up` prepares a node (programs, hooks, maps) and returns its `DataPlane`;
+attaching a sandbox to a slot is then a call that writes two map entries.
+"""
+
+from geneve_ebpf.abi import Direction, DropReason, EventKind
+from geneve_ebpf.dataplane.counters import Counters, Drops, Event, Traffic
+from geneve_ebpf.dataplane.node import bring_up, facts, tear_down
+from geneve_ebpf.dataplane.plane import DataPlane
+
+__all__ = [
+    "Counters",
+    "DataPlane",
+    "Direction",
+    "DropReason",
+    "Drops",
+    "Event",
+    "EventKind",
+    "Traffic",
+    "bring_up",
+    "facts",
+    "tear_down",
+]

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring a node's data plane up, and take it down.
+
+The work is `node_setup`'s, in a short-lived child: neither netlink libraries
+nor LLVM stay in the caller's process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from geneve_ebpf.dataplane.plane import DataPlane
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import NodeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What `up` found and made; kept beside the pins for the processes of the node."""
+
+    block: int  # shared tc block of the sandbox interfaces
+    program: int  # id of sandbox_tx on it
+    uplink_hook: str  # "tcx" or "clsact"
+    boot: str  # "compiled" or "adopted"
+    mtu: int  # bytes, of eth0 in new slots
+
+
+def bring_up(settings: NodeSettings) -> DataPlane:
+    """Make the node ready for slots, or adopt it as it stands, and open its maps.
+
+    Compiles only when these very programs are not pinned yet. What forwards
+    goes on forwarding meanwhile. Raises GeneveError: NOT_PERMITTED,
+    MOUNT_NAMESPACE, KERNEL_UNSUPPORTED, LOAD_FAILED, LAYOUT_MISMATCH,
+    NODE_IN_USE (other VTEP, port or guest than the slots were made for),
+    NODE_SETUP. A start that fails hangs nothing on any interface that was not
+    hung before, and the next one picks up what it made.
+    """
+    _in_child("up", settings)
+    return DataPlane.open(settings.run_directory)
+
+
+def tear_down(settings: NodeSettings) -> None:
+    """Remove everything that was made for the node, slots and sandboxes too.
+
+    No error if there is nothing. The desired state is not touched.
+    """
+    _in_child("down", settings)
+
+
+def facts(run_directory: Path) -> Facts:
+    """What the last `bring_up` found. Raises NODE_SETUP if there was none."""
+    try:
+        return Facts(**json.loads((run_directory / "facts.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise GeneveError(
+            Code.NODE_SETUP, f"the node at {run_directory} is not up: {error}"
+        ) from None
+
+
+def _in_child(what: str, settings: NodeSettings) -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "geneve_ebpf.dataplane.node_setup", what, settings.as_json()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if child.returncode == 0:
+        return
+    try:
+        error = json.loads(child.stdout.splitlines()[-1])
+        failure = GeneveError(
+            Code[error["code"]], error["message"], hint=error["hint"], field=error["field"]
+        )
+    except (IndexError, ValueError, KeyError):
+        failure = GeneveError(
+            Code.INTERNAL,
+            f"bringing the node {what} ended with status {child.returncode}",
+            hint="its words are on stderr",
+        )
+    raise failure

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What hangs where on a node, and in which order: the child that `node` starts.
+
+    python -m geneve_ebpf.dataplane.node_setup up|down SETTINGS
+
+On failure the last line of stdout is the error as JSON and the status is 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from geneve_ebpf.abi import OVERHEAD, NodeState
+from geneve_ebpf.dataplane.config import Config, read_config, write_config
+from geneve_ebpf.dataplane.node import Facts
+from geneve_ebpf.dataplane.plane import DataPlane
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.host import links, namespaces, slots
+from geneve_ebpf.host.netlink import RouteSocket
+from geneve_ebpf.loader import bpf, capabilities, hooks
+from geneve_ebpf.loader.compile import compile_and_pin
+from geneve_ebpf.loader.maps import SharedArray
+from geneve_ebpf.loader.pins import Pins
+from geneve_ebpf.model import NodeSettings
+
+
+def _up(settings: NodeSettings) -> None:
+    missing = [found for found in capabilities.probe() if found.needed and not found.ok]
+    if missing:
+        raise GeneveError(
+            Code.KERNEL_UNSUPPORTED,
+            "the kernel lacks " + "; ".join(f"{one.name} ({one.detail})" for one in missing),
+            hint="geneve-ebpf doctor",
+        )
+    pins = Pins(settings.run_directory)
+    with namespaces.entering(settings.netns):
+        pins.mount()
+        pins.refuse_other_layouts()
+        (settings.run_directory / "netns").mkdir(mode=0o755, exist_ok=True)
+        adopted = pins.have_programs()
+        if not adopted:
+            compile_and_pin(settings.run_directory)
+        tcx = capabilities.has_tcx()
+        with IPRoute() as ip, RouteSocket() as door:
+            sizes = []
+            for uplink in settings.uplinks:
+                index = links.index_of(ip, uplink)
+                if not index:
+                    raise GeneveError(
+                        Code.NODE_SETUP,
+                        f"there is no uplink {uplink}",
+                        hint="name an interface of the node's namespace: ip link",
+                        field="uplinks",
+                    )
+                sizes.append(links.mtu_of(ip, index))
+            mtu = min(sizes, default=1500) - OVERHEAD
+            _refuse_other_config(pins, settings)
+            block, anchor = hooks.hang_block(ip, door, pins.program("sandbox_tx"))
+            write_config(pins, Config.of(settings), anchor)
+            _write_mtu(pins, mtu)
+            for stale in hooks.hung_uplinks(pins) - set(settings.uplinks):
+                hooks.drop_uplink(ip, door, pins, stale)
+            for uplink in settings.uplinks:
+                hooks.hang_uplink(ip, door, pins, uplink, tcx=tcx)
+        pins.drop_old_programs()
+    _write_facts(
+        settings.run_directory,
+        Facts(
+            block,
+            _program_id(pins),
+            "tcx" if tcx else "clsact",
+            "adopted" if adopted else "compiled",
+            mtu,
+        ),
+    )
+
+
+def _program_id(pins: Pins) -> int:
+    fd = bpf.open_pin(pins.program("sandbox_tx"))
+    try:
+        return bpf.program_info(fd).id
+    finally:
+        os.close(fd)
+
+
+def _refuse_other_config(pins: Pins, settings: NodeSettings) -> None:
+    """Slots carry the guest's addresses, peers know the VTEP: no change under them."""
+    try:
+        before = read_config(pins)
+    except GeneveError:
+        return
+    wanted = Config.of(settings)
+    if before == wanted:
+        return
+    plane = DataPlane.open(settings.run_directory, writable=False)
+    try:
+        in_use = any(True for _ in plane.slots())
+    finally:
+        plane.close()
+    if in_use:
+        differing = [
+            name for name in Config.__slots__ if getattr(before, name) != getattr(wanted, name)
+        ]
+        raise GeneveError(
+            Code.NODE_IN_USE,
+            f"the node is up with another {', '.join(differing)}",
+            hint="take it down first: geneve-ebpf node down",
+            field=differing[0],
+        )
+
+
+def _write_mtu(pins: Pins, mtu: int) -> None:
+    state: SharedArray[NodeState] = SharedArray(pins.map("node_state"), NodeState, writable=True)
+    state.row(0).slot_mtu = mtu
+
+
+def _write_facts(run_directory: Path, found: Facts) -> None:
+    path = run_directory / "facts.json"
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps({name: getattr(found, name) for name in Facts.__slots__}))
+    draft.replace(path)
+
+
+def _down(settings: NodeSettings) -> None:
+    pins = Pins(settings.run_directory)
+    netns_directory = settings.run_directory / "netns"
+    names = sorted(netns_directory.glob("slot-*")) if netns_directory.exists() else []
+    indexes = [int(path.name.removeprefix("slot-")) for path in names]
+    # A namespace that is gone took its interfaces with it: the rest still goes.
+    there = contextlib.suppress(GeneveError) if settings.netns else contextlib.nullcontext()
+    with there, namespaces.entering(settings.netns), IPRoute() as ip, RouteSocket() as door:
+        for uplink in hooks.hung_uplinks(pins) | set(settings.uplinks):
+            hooks.drop_uplink(ip, door, pins, uplink)
+        for path in names:
+            namespaces.remove(path)
+        slots.wait_gone(ip, indexes)
+        hooks.drop_block(ip)
+    for path in names:
+        namespaces.remove(path)
+    pins.unmount()
+    if settings.run_directory.exists():
+        shutil.rmtree(settings.run_directory)
+
+
+def _main() -> int:
+    what, settings = sys.argv[1], NodeSettings.from_json(sys.argv[2])
+    try:
+        _require_root()
+        namespaces.require_machine_mounts()
+        {"up": _up, "down": _down}[what](settings)
+    except GeneveError as error:
+        print(
+            json.dumps(
+                {
+                    "code": error.code.name,
+                    "message": error.message,
+                    "hint": error.hint,
+                    "field": error.field,
+                }
+            )
+        )
+        return 1
+    return 0
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise GeneveError(Code.NOT_PERMITTED, "root is needed for this", hint="use sudo")
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,503 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One node's data plane: attach and detach sandboxes, set routes, read counters.
+
+Everything here is a read or a write of the node's pinned maps; nothing needs
+the agent, netlink or BCC. One process writes, any number may read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from geneve_ebpf.abi import (
+    MAPS,
+    Binding,
+    Direction,
+    EndpointKey,
+    EndpointValue,
+    HostKey,
+    Key32,
+    NexthopValue,
+    NodeState,
+    RouteKey,
+    RouteValue,
+    SlotCounters,
+    TrafficRow,
+    VtepValue,
+    drop_reasons,
+    event_kinds,
+)
+from geneve_ebpf.dataplane.config import read_config
+from geneve_ebpf.dataplane.counters import (
+    Counters,
+    Drops,
+    Event,
+    sum_counters,
+    sum_traffic,
+    to_row,
+)
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.loader import source
+from geneve_ebpf.loader.maps import SharedArray, Table
+from geneve_ebpf.loader.pins import Pins
+from geneve_ebpf.model import (
+    Attachment,
+    Endpoint,
+    MacAddress,
+    Route,
+    RouteKind,
+    Slot,
+    SlotState,
+    Vtep,
+)
+
+_KINDS = {RouteKind.REMOTE: 1, RouteKind.LOCAL: 2, RouteKind.BLACKHOLE: 3}
+_KIND_OF = {number: kind for kind, number in _KINDS.items()}
+_STATE_AT = Binding.state.offset
+_READY, _RESERVED, _TAKEN = (
+    SlotState.READY.value,
+    SlotState.RESERVED.value,
+    SlotState.TAKEN.value,
+)
+_FIELDS = struct.Struct("=I4s6s")  # vni, address, mac
+# How long a reader waits out a fold of counters before it takes what it sees:
+# the writer may have died in the middle.
+_FOLD_PATIENCE = 100
+
+
+class DataPlane:
+    """The maps of one node. Use `open`, or `bring_up` which also prepares the node."""
+
+    def __init__(self, pins: Pins, *, writable: bool) -> None:
+        self._pins = pins
+        self._state = SharedArray(pins.map("node_state"), NodeState, writable=writable)
+        self._bindings = SharedArray(pins.map("bindings"), Binding, writable=writable)
+        self._state_words = self._state.memory.cast("Q")
+        # A generation is published by one aligned 8-byte store, which a struct
+        # module's pack is not (it zeroes first, and goes field by field).
+        self._words = self._bindings.memory.cast("Q")
+        self._words_per_row = self._bindings.step // 8
+        self._slots_by_ifindex = Table(pins.map("slot_by_ifindex"), *MAPS["slot_by_ifindex"])
+        self._endpoints: Table[EndpointKey, EndpointValue] = Table(
+            pins.map("endpoints"), EndpointKey, EndpointValue
+        )
+        self._exact: Table[HostKey, RouteValue] = Table(
+            pins.map("routes_exact"), HostKey, RouteValue
+        )
+        self._lpm: Table[RouteKey, RouteValue] = Table(pins.map("routes_lpm"), RouteKey, RouteValue)
+        self._nexthops: Table[Key32, NexthopValue] = Table(
+            pins.map("nexthops"), Key32, NexthopValue
+        )
+        self._vteps: Table[Key32, VtepValue] = Table(pins.map("vteps"), Key32, VtepValue)
+        self._drops: Table[Key32, TrafficRow] = Table(pins.map("drop_counts"), Key32, TrafficRow)
+        self._events: Table[Key32, TrafficRow] = Table(pins.map("event_counts"), Key32, TrafficRow)
+        self._counters: Table[Key32, SlotCounters] = Table(
+            pins.map("slot_counters"), Key32, SlotCounters
+        )
+        self._folded: Table[Key32, SlotCounters] = Table(
+            pins.map("vpc_counters"), Key32, SlotCounters
+        )
+        self._gateway_mac = read_config(pins).gateway_mac
+        # (vtep, mtu, mac) -> id, of the next hops in the map
+        self._nexthop_ids: dict[tuple[bytes, int, bytes], int] | None = None
+
+    @classmethod
+    def open(cls, run_directory: Path, *, writable: bool = True) -> DataPlane:
+        """Open the pinned maps of the node at `run_directory`.
+
+        Raises GeneveError: NODE_SETUP if the node is not up, LAYOUT_MISMATCH if
+        another version made it. Exactly one process may write at a time.
+        """
+        pins = Pins(run_directory)
+        pins.refuse_other_layouts()
+        if not pins.have_maps():
+            raise GeneveError(
+                Code.NODE_SETUP,
+                f"no data plane is pinned at {pins.root}",
+                hint="start the agent: geneve-ebpf agent run --config FILE",
+            )
+        return cls(pins, writable=writable)
+
+    def close(self) -> None:
+        """Give back the descriptors; what is pinned goes on forwarding."""
+        for table in (
+            self._slots_by_ifindex,
+            self._endpoints,
+            self._exact,
+            self._lpm,
+            self._nexthops,
+            self._vteps,
+            self._drops,
+            self._events,
+            self._counters,
+            self._folded,
+        ):
+            table.close()
+
+    # -- facts
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of the largest IP packet a sandbox may send: eth0's MTU in new slots."""
+        return int(self._state.copy(0).slot_mtu)
+
+    @property
+    def layout(self) -> str:
+        """Names the shapes of the maps."""
+        return self._pins.directory.name
+
+    @property
+    def program(self) -> str:
+        """Names the programs that this version would run."""
+        return source.program_hash()
+
+    # -- sandboxes: map writes only
+
+    def attach(self, slot: int, sandbox: str, endpoint: Endpoint) -> Attachment:
+        """Bind a slot to an endpoint; when this returns, packets pass.
+
+        The slot must be READY or RESERVED (else SLOT_TAKEN) and the address
+        free in its VPC (else ADDRESS_IN_USE); MAP_FULL if there is no room. On
+        any error nothing has changed.
+        """
+        row = slot * self._bindings.step
+        memory = self._bindings.memory
+        state = self._states(slot)
+        if state not in (_READY, _RESERVED):
+            raise GeneveError(
+                Code.SLOT_TAKEN,
+                f"slot-{slot} is not ready",
+                hint="geneve-ebpf slot list",
+                field="slot",
+            )
+        (ifindex,) = struct.unpack_from("=I", memory, row + Binding.ifindex.offset)
+        generation = self._state_words[0] + 1
+        address = endpoint.address.packed
+        key = EndpointKey(endpoint.vni, (ctypes.c_uint8 * 4)(*address))
+        # First the half that is looked up by address: without the binding's
+        # generation it leads nowhere, so a crash in between attaches nobody.
+        if not self._endpoints.insert(key, EndpointValue(generation, slot, ifindex)):
+            raise GeneveError(
+                Code.ADDRESS_IN_USE,
+                f"another sandbox of VNI {endpoint.vni} has {endpoint.address}",
+                hint="leave out the address to get a free one",
+                field="address",
+            )
+        self._state_words[0] = generation
+        now = time.time_ns()
+        name = sandbox.encode()
+        _FIELDS.pack_into(
+            memory, row + Binding.vni.offset, endpoint.vni, address, endpoint.mac.octets
+        )
+        struct.pack_into("=Q64s", memory, row + Binding.attached_at.offset, now, name)
+        struct.pack_into("=I", memory, row + _STATE_AT, _TAKEN)
+        self._words[slot * self._words_per_row] = generation
+        return Attachment(sandbox, slot, endpoint, generation, now / 1e9)
+
+    def detach(self, slot: int) -> Counters:
+        """Unbind a slot; returns its final counters. It is never bound again.
+
+        When this returns no new packet of the sandbox passes; one that a
+        program was already working on may. Raises SLOT_NOT_FOUND if nobody is
+        attached to the slot.
+        """
+        word = slot * self._words_per_row
+        if not 0 <= slot < self._bindings.max_entries or not self._words[word]:
+            raise GeneveError(
+                Code.SLOT_NOT_FOUND, f"no sandbox is attached to slot-{slot}", field="slot"
+            )
+        binding = self._bindings.copy(slot)
+        self._words[word] = 0
+        self._endpoints.remove(EndpointKey(binding.vni, binding.address))
+        return self.counters(slot)
+
+    def attachments(self) -> Iterator[Attachment]:
+        """Every attached sandbox, from the maps alone."""
+        for slot in self.slots():
+            binding = self._bindings.copy(slot.index)
+            if binding.generation:
+                yield Attachment(
+                    binding.sandbox.decode(),
+                    slot.index,
+                    Endpoint(
+                        binding.vni,
+                        IPv4Address(bytes(binding.address)),
+                        MacAddress(bytes(binding.mac)),
+                    ),
+                    binding.generation,
+                    binding.attached_at / 1e9,
+                )
+
+    def find(self, vni: int, address: IPv4Address) -> int | None:
+        """The slot that has this address of the VPC, if it is on this node."""
+        found = self._endpoints.get(EndpointKey(vni, (ctypes.c_uint8 * 4)(*address.packed)))
+        return found.slot if found else None
+
+    def repair(self) -> int:
+        """Undo attaches and detaches that a crash cut short; returns how many.
+
+        An endpoint whose generation is not its binding's leads nowhere and
+        holds its address: it is removed. For the writer, at its start.
+        """
+        stale = [
+            key
+            for key, endpoint in self._endpoints.items()
+            if self._words[endpoint.slot * self._words_per_row] != endpoint.generation
+        ]
+        self._endpoints.remove_many(stale)
+        state = self._state.row(0)
+        if state.fold_sequence % 2:
+            state.fold_sequence += 1
+        return len(stale)
+
+    # -- slots
+
+    def slots(self) -> Iterator[Slot]:
+        """Every slot there is, with its state."""
+        for _, value in sorted(self._slots_by_ifindex.items(), key=lambda item: item[1].value):
+            binding = self._bindings.copy(value.value)
+            yield Slot(value.value, binding.ifindex, SlotState(binding.state))
+
+    def add_slot(self, index: int, ifindex: int) -> None:
+        """A slot was made: it becomes READY. For the process that makes slots."""
+        binding = Binding(state=_READY, ifindex=ifindex)
+        self._bindings.memory[index * self._bindings.step : (index + 1) * self._bindings.step] = (
+            bytes(binding)
+        )
+        self._slots_by_ifindex.set(Key32(ifindex), Key32(index))
+
+    def reserve(self, slot: int) -> None:
+        """READY -> RESERVED: hand it out before its tenant is known. Else SLOT_TAKEN."""
+        self._move(slot, (_READY,), _RESERVED)
+
+    def retire(self, slot: int) -> None:
+        """READY or RESERVED -> TAKEN and unbound: it waits to be destroyed. Else SLOT_TAKEN."""
+        self._move(slot, (_READY, _RESERVED), _TAKEN)
+
+    def remove_slot(self, index: int) -> None:
+        """A slot was destroyed: it becomes ABSENT, its counters pass to its VPC.
+
+        For the process that destroys slots. An RCU grace period must pass
+        before the index is used again (`quiesce`).
+        """
+        binding = self._bindings.copy(index)
+        self._slots_by_ifindex.remove(Key32(binding.ifindex))
+        state = self._state.row(0)
+        state.fold_sequence += 1
+        if binding.vni:
+            vni = Key32(binding.vni)
+            before = self._folded.get(vni)
+            total = self.counters(index)
+            if before:
+                total += sum_counters([before])
+            self._folded.set(vni, to_row(total))
+        self._counters.clear_row(Key32(index))
+        step = self._bindings.step
+        self._bindings.memory[index * step : (index + 1) * step] = bytes(step)
+        state.fold_sequence += 1
+
+    def _states(self, slot: int) -> int:
+        if not 0 <= slot < self._bindings.max_entries:
+            return SlotState.ABSENT.value
+        at = slot * self._bindings.step + _STATE_AT
+        return int.from_bytes(self._bindings.memory[at : at + 4], "little")
+
+    def _move(self, slot: int, allowed: tuple[int, ...], to: int) -> None:
+        state = self._states(slot)
+        if state == SlotState.ABSENT.value:
+            raise GeneveError(
+                Code.SLOT_NOT_FOUND,
+                f"there is no slot-{slot}",
+                hint="geneve-ebpf slot list",
+                field="slot",
+            )
+        if state not in allowed:
+            raise GeneveError(
+                Code.SLOT_TAKEN,
+                f"slot-{slot} is {SlotState(state).name.lower()}",
+                hint="geneve-ebpf slot list",
+                field="slot",
+            )
+        self._bindings.row(slot).state = to
+
+    # -- VTEPs and routes
+
+    def add_vtep(self, vtep: Vtep) -> None:
+        """Accept Geneve from this sender; a known one gets the new MTU, its routes too."""
+        octets = vtep.address.packed
+        self._vteps.set(_network_key(octets), VtepValue(vtep.mtu))
+        ids = self._ids()
+        for old, number in list(ids.items()):
+            if old[0] == octets and old[1] != vtep.mtu:
+                new = (octets, vtep.mtu, old[2])
+                self._nexthops.set(Key32(number), _nexthop(new))
+                del ids[old]
+                ids.setdefault(new, number)
+
+    def remove_vtep(self, address: IPv4Address) -> None:
+        """Accept no more from it. Routes through it must be gone already."""
+        self._vteps.remove(_network_key(address.packed))
+        ids = self._ids()
+        for key, number in list(ids.items()):
+            if key[0] == address.packed:
+                self._nexthops.remove(Key32(number))
+                del ids[key]
+
+    def vteps(self) -> Iterator[Vtep]:
+        """Every known VTEP."""
+        for key, value in self._vteps.items():
+            yield Vtep(IPv4Address(bytes(key)), value.mtu)
+
+    def set_routes(self, routes: Iterable[tuple[int, Route]]) -> None:
+        """Insert or replace (VNI, route) pairs; each swaps whole.
+
+        On MAP_FULL those before it are set. A REMOTE route takes its MTU from
+        its VTEP, which must be known.
+        """
+        exact: list[tuple[HostKey, RouteValue]] = []
+        lpm: list[tuple[RouteKey, RouteValue]] = []
+        for vni, route in routes:
+            nexthop = self._nexthop_of(route) if route.kind is RouteKind.REMOTE else 0
+            value = RouteValue(_KINDS[route.kind], nexthop)
+            octets = (ctypes.c_uint8 * 4)(*route.prefix.network_address.packed)
+            if route.prefix.prefixlen == 32:
+                exact.append((HostKey(vni, octets), value))
+            else:
+                lpm.append((RouteKey(32 + route.prefix.prefixlen, vni, octets), value))
+        self._exact.set_many(exact)
+        self._lpm.set_many(lpm)
+
+    def remove_routes(self, routes: Iterable[tuple[int, IPv4Network]]) -> None:
+        """Delete (VNI, prefix) pairs; those that are not there do not matter."""
+        for vni, prefix in routes:
+            octets = (ctypes.c_uint8 * 4)(*prefix.network_address.packed)
+            if prefix.prefixlen == 32:
+                self._exact.remove(HostKey(vni, octets))
+            else:
+                self._lpm.remove(RouteKey(32 + prefix.prefixlen, vni, octets))
+
+    def routes(self) -> Iterator[tuple[int, Route]]:
+        """Every (VNI, route) that the maps hold; the routes name no VPC."""
+        hops = {number: key for key, number in self._ids().items()}
+        for host, value in self._exact.items():
+            yield host.vni, self._route(IPv4Network((bytes(host.address), 32)), value, hops)
+        for key, value in self._lpm.items():
+            prefix = IPv4Network((bytes(key.address), key.prefix_length - 32))
+            yield key.vni, self._route(prefix, value, hops)
+
+    def lookup(self, vni: int, address: IPv4Address) -> Route | None:
+        """The route the program would choose; its prefix is /32 for a trie's answer, as the
+        kernel does not say which entry matched.
+        """
+        octets = (ctypes.c_uint8 * 4)(*address.packed)
+        value = self._exact.get(HostKey(vni, octets)) or self._lpm.get(RouteKey(64, vni, octets))
+        if value is None:
+            return None
+        hops = {number: key for key, number in self._ids().items()}
+        return self._route(IPv4Network((int(address), 32)), value, hops)
+
+    def _route(
+        self, prefix: IPv4Network, value: RouteValue, hops: dict[int, tuple[bytes, int, bytes]]
+    ) -> Route:
+        kind = _KIND_OF[value.kind]
+        if kind is not RouteKind.REMOTE or value.nexthop not in hops:
+            return Route("", prefix, kind)
+        vtep, _, mac = hops[value.nexthop]
+        gateway = mac == self._gateway_mac
+        return Route("", prefix, kind, IPv4Address(vtep), None if gateway else MacAddress(mac))
+
+    def _ids(self) -> dict[tuple[bytes, int, bytes], int]:
+        if self._nexthop_ids is None:
+            self._nexthop_ids = {
+                (bytes(hop.vtep), hop.mtu, bytes(hop.mac)): key.value
+                for key, hop in self._nexthops.items()
+            }
+        return self._nexthop_ids
+
+    def _nexthop_of(self, route: Route) -> int:
+        if route.vtep is None:
+            raise ValueError("a remote route needs a VTEP")
+        octets = route.vtep.packed
+        known = self._vteps.get(_network_key(octets))
+        if known is None:
+            raise GeneveError(
+                Code.VTEP_NOT_FOUND,
+                f"{route.vtep} is no known VTEP",
+                hint=f"geneve-ebpf vtep add {route.vtep}",
+                field="vtep",
+            )
+        mac = self._gateway_mac if route.mac is None else route.mac.octets
+        ids = self._ids()
+        key = (octets, known.mtu, mac)
+        if key not in ids:
+            state = self._state.row(0)
+            state.next_nexthop += 1
+            self._nexthops.set(Key32(state.next_nexthop), _nexthop(key))
+            ids[key] = state.next_nexthop
+        return ids[key]
+
+    # -- reading
+
+    def counters(self, slot: int) -> Counters:
+        """A slot's traffic since it was made."""
+        return sum_counters(self._counters.get_each_cpu(Key32(slot)))
+
+    def vpc_totals(self) -> dict[int, Counters]:
+        """Traffic by VNI: of sandboxes that are gone, and of those that are here."""
+        totals: dict[int, Counters] = {}
+        for _ in range(_FOLD_PATIENCE):
+            before = self._state.copy(0).fold_sequence
+            totals = {key.value: sum_counters([row]) for key, row in self._folded.items()}
+            for slot in self.slots():
+                vni = self._bindings.copy(slot.index).vni
+                if vni:
+                    totals[vni] = totals.get(vni, Counters()) + self.counters(slot.index)
+            if before % 2 == 0 and self._state.copy(0).fold_sequence == before:
+                break
+            time.sleep(0.0005)
+        return totals
+
+    def drops(self) -> list[Drops]:
+        """Every reason in both directions, those that never happened included."""
+        directions = list(Direction)
+        found = []
+        for reason in drop_reasons()[1:]:
+            for number, direction in enumerate(directions):
+                row = Key32(reason.number * len(directions) + number)
+                total = sum_traffic(self._drops.get_each_cpu(row))
+                found.append(Drops(reason, direction, total.packets, total.bytes))
+        return found
+
+    def events(self) -> list[Event]:
+        """Every event, those that never happened included."""
+        return [
+            Event(kind, sum_traffic(self._events.get_each_cpu(Key32(kind.number))).packets)
+            for kind in event_kinds()
+        ]
+
+    def map_pressure(self) -> dict[str, float]:
+        """How full each map is that can fill up: 0.0 to 1.0."""
+        tables: tuple[Table[Key32, Key32], ...] = (
+            self._slots_by_ifindex,
+            self._endpoints,
+            self._exact,
+            self._lpm,
+            self._nexthops,
+            self._vteps,
+            self._folded,
+        )  # type: ignore[assignment]
+        return {table.name: table.count() / table.max_entries for table in tables}
+
+
+def _network_key(octets: bytes) -> Key32:
+    return Key32.from_buffer_copy(octets)
+
+
+def _nexthop(key: tuple[bytes, int, bytes]) -> NexthopValue:
+    vtep, mtu, mac = key
+    return NexthopValue((ctypes.c_uint8 * 4)(*vtep), mtu, (ctypes.c_uint8 * 6)(*mac))
