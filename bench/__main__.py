@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m bench attach|tcp`: needs root, and interferes with nothing that runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bench.testbed import BenchError
+from geneve_ebpf.errors import Exit, GeneveError
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="script/bench",
+        description="Measure attaching a sandbox, or one TCP stream, beside the classic way. "
+        "Runs as root in network namespaces of its own and touches no other interface.",
+    )
+    benches = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
+    for name, rounds, text in (
+        ("attach", 8, "ours by library and through the agent; script, netlink and pooled classic"),
+        ("tcp", 6, "one TCP stream: ours, a VXLAN device on a bridge, a bare veth"),
+    ):
+        bench = benches.add_parser(name, help=text, description=text)
+        bench.add_argument("--json", metavar="FILE", help="write the record here; - is stdout")
+        bench.add_argument("--rounds", type=int, default=rounds, metavar="N",
+                           help="rounds after the warm-up (default: %(default)s)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run one bench; the exit status."""
+    asked = arguments()
+    if asked.rounds < 1:
+        print("bench: --rounds must be at least 1", file=sys.stderr)
+        return Exit.USAGE
+    try:
+        # Imported here, so that --help and a wrong name answer at once.
+        if asked.bench == "attach":
+            from bench import attach
+
+            attach.main(asked.json, asked.rounds)
+        else:
+            from bench import tcp
+
+            tcp.main(asked.json, asked.rounds, list(tcp.BEDS))
+    except BenchError as error:
+        print(f"\nbench: {error}", file=sys.stderr)
+        return Exit.FAILED
+    except GeneveError as error:
+        print(f"\nbench: {error.message}" + (f" ({error.hint})" if error.hint else ""),
+              file=sys.stderr)
+        return error.code.value.exit
+    except KeyboardInterrupt:
+        print("\nbench: stopped; everything it made is removed", file=sys.stderr)
+        return 130
+    return Exit.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
