@@ -27,12 +27,10 @@ import socket
 import sys
 import time
 
-from pyroute2 import IPRoute
-
 from geneve_ebpf.dataplane import DataPlane, facts
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host import namespaces, slots
-from geneve_ebpf.host.netlink import RouteSocket
+from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.model import NodeSettings
 
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283}[os.uname().machine]

@@ -15,15 +15,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from pyroute2 import IPRoute
-
 from geneve_ebpf.abi import OVERHEAD, NodeState
 from geneve_ebpf.dataplane.config import Config, read_config, write_config
 from geneve_ebpf.dataplane.node import Facts
 from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import links, namespaces, slots
-from geneve_ebpf.host.netlink import RouteSocket
+from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import bpf, capabilities, hooks
 from geneve_ebpf.loader.compile import compile_and_pin
 from geneve_ebpf.loader.maps import SharedArray

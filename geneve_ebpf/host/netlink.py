@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An rtnetlink socket for messages that pyroute2 can encode but its IPRoute has no call for.
+"""The two rtnetlink sockets: pyroute2's IPRoute, and one for what it has no call for.
 
-pyroute2's classes are the codec; the transport here is a plain socket, which
+In `RouteSocket` pyroute2's classes are the codec; the transport here is a plain socket, which
 also keeps the event loop that IPRoute runs out of the way.
 """
 
@@ -11,6 +11,10 @@ import os
 import socket
 import struct
 from typing import Any
+
+from pyroute2 import IPRoute
+
+__all__ = ["IPRoute", "RouteSocket"]
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3

@@ -20,11 +20,9 @@ import os
 import struct
 from pathlib import Path
 
-from pyroute2 import IPRoute
-
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import links, tc
-from geneve_ebpf.host.netlink import RouteSocket
+from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import bpf
 from geneve_ebpf.loader.pins import Pins
 
