@@ -263,7 +263,7 @@ def parse_prefix(text: object, field_name: str = "prefix") -> IPv4Network:
     except (AddressValueError, NetmaskValueError):
         hint = "an address and a length, such as 10.0.0.0/16"
     except ValueError:
-        hint = f"did you mean {IPv4Network(text, strict=False)}?"  # type: ignore[arg-type]
+        hint = f"did you mean {IPv4Network(text, strict=False)}?"
     raise GeneveError(
         Code.BAD_PREFIX, f"{text!r} is not an IPv4 prefix", hint=hint, field=field_name
     )
