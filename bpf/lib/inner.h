@@ -179,8 +179,8 @@ static inline enum drop_reason translate(struct __sk_buff *skb,
 	return DROP_NONE;
 }
 
-/* Bytes of the largest IP packet this frame becomes on a wire: itself, or one
- * segment of a GSO frame.
+/* Bytes that the largest packet this frame becomes brings into the tunnel:
+ * itself with its padding, or one segment of a GSO frame.
  */
 static inline __u32 segment_length(struct __sk_buff *skb,
 				   const struct inner *inner)
@@ -189,7 +189,7 @@ static inline __u32 segment_length(struct __sk_buff *skb,
 	__u8 offset = 0;
 
 	if (!skb->gso_size)
-		return inner->length;
+		return skb->len - inner->l3;
 	if (inner->protocol == IPPROTO_TCP) {
 		bpf_skb_load_bytes(skb, inner->l4 + TCP_OFFSET, &offset,
 				   sizeof(offset));
