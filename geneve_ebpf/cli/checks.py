@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `geneve-ebpf doctor` looks at. Every check is quick and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from geneve_ebpf.errors import GeneveError
+
+if TYPE_CHECKING:
+    from geneve_ebpf.model import NodeSettings
+
+NEIGHBOURS_WANTED = 16384  # entries; one table for all namespaces of the machine
+DISK_WANTED = 256 << 20  # bytes; desired state of 1 M routes is about half of it
+SLOT_MEMORY = 400 << 10  # bytes of kernel memory; measured by the bench as make.slot
+
+
+class Verdict(str, Enum):
+    """How a check came out. Only FAIL keeps an agent from working."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report; `fix` is a command or a sentence, "" when all is well."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    fix: str = ""
+
+
+def examine(settings: NodeSettings | None) -> Iterator[Check]:
+    """All checks of this machine, and of one node if its settings are given."""
+    yield _root()
+    yield from _python()
+    yield _bcc()
+    yield _headers()
+    yield _mount_namespace()
+    yield _bpf_file_system()
+    if os.geteuid() == 0:
+        yield from _kernel()
+    yield _neighbours()
+    yield from _disk(settings)
+    if settings is not None:
+        yield _memory(settings.slots)
+    with _node_namespace(settings) as failed:
+        if failed is not None:
+            yield failed
+            return
+        yield from _routing(settings)
+        if settings is not None:
+            yield from _underlay(settings)
+
+
+def _root() -> Check:
+    if os.geteuid() == 0:
+        return Check("root", Verdict.OK, "running as root")
+    return Check("root", Verdict.FAIL, f"running as user {os.geteuid()}", "run it with sudo")
+
+
+def _python() -> Iterator[Check]:
+    wanted = ("uvloop", "httptools", "msgspec", "pyroute2", "prometheus_client")
+    missing = [name for name in wanted if find_spec(name) is None]
+    if missing:
+        names = " ".join(missing)
+        yield Check("python packages", Verdict.FAIL, f"missing: {names}", "run script/bootstrap")
+    else:
+        yield Check("python packages", Verdict.OK, "all there")
+
+
+def _bcc() -> Check:
+    import ctypes
+
+    fix = "apt-get install python3-bpfcc, and a venv with --system-site-packages"
+    found = find_spec("bcc")
+    if found is None or found.origin is None:
+        return Check("bcc", Verdict.FAIL, "there is no module bcc", fix)
+    # Not imported: this process has no use for it. PyPI's package of the name has no such file.
+    package = Path(found.origin).parent
+    if not (package / "libbcc.py").exists():
+        return Check("bcc", Verdict.FAIL, f"{package} is an unrelated package of that name", fix)
+    try:
+        ctypes.CDLL("libbcc.so.0")
+    except OSError as error:
+        return Check("bcc", Verdict.FAIL, f"its library cannot be loaded: {error}", fix)
+    return Check("bcc", Verdict.OK, f"module and library, from {package}")
+
+
+def _headers() -> Check:
+    from geneve_ebpf.loader import headers
+
+    with tempfile.TemporaryDirectory(prefix="geneve-ebpf-doctor-") as scratch:
+        try:
+            headers.make_tree(Path(scratch))
+        except (GeneveError, OSError) as error:
+            return Check(
+                "headers", Verdict.FAIL, str(error), "apt-get install linux-libc-dev"
+            )
+    return Check("headers", Verdict.OK, "user-space headers are installed")
+
+
+def _mount_namespace() -> Check:
+    from geneve_ebpf.host import namespaces
+
+    try:
+        namespaces.require_machine_mounts()
+    except GeneveError as error:
+        return Check("mount namespace", Verdict.FAIL, error.message, error.hint)
+    except PermissionError:
+        return Check("mount namespace", Verdict.WARN, "cannot be seen without root")
+    return Check("mount namespace", Verdict.OK, "the machine's own")
+
+
+def _bpf_file_system() -> Check:
+    if any(line.split()[-1:] == ["bpf"] for line in _lines("/proc/filesystems")):
+        return Check("bpf file system", Verdict.OK, "known to the kernel")
+    return Check(
+        "bpf file system",
+        Verdict.FAIL,
+        "not known to the kernel",
+        "a kernel with CONFIG_BPF_SYSCALL",
+    )
+
+
+def _kernel() -> Iterator[Check]:
+    from geneve_ebpf.loader import capabilities
+
+    for found in capabilities.probe():
+        if found.ok:
+            yield Check(f"kernel {found.name}", Verdict.OK, found.detail)
+        elif found.needed:
+            yield Check(
+                f"kernel {found.name}", Verdict.FAIL, found.detail, "a kernel that has it"
+            )
+        else:
+            yield Check(f"kernel {found.name}", Verdict.WARN, found.detail, "works without it")
+
+
+def _neighbours() -> Check:
+    # One table for the whole machine: the setting is the initial namespace's, and
+    # shows in no other.
+    limit = _number("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
+    if limit is None:
+        return Check(
+            "neighbour table", Verdict.WARN, "its limit does not show in this namespace"
+        )
+    if limit >= NEIGHBOURS_WANTED:
+        return Check("neighbour table", Verdict.OK, f"up to {limit} entries")
+    return Check(
+        "neighbour table",
+        Verdict.WARN,
+        f"up to {limit} entries for all namespaces; one busy tenant can fill it",
+        f"sysctl -w net.ipv4.neigh.default.gc_thresh3={NEIGHBOURS_WANTED}",
+    )
+
+
+def _disk(settings: NodeSettings | None) -> Iterator[Check]:
+    roots = (
+        (Path("/var/lib"), Path("/run"))
+        if settings is None
+        else (settings.state_root, settings.run_root)
+    )
+    for name, path in zip(("state", "run"), roots, strict=True):
+        while not path.exists():
+            path = path.parent
+        free = shutil.disk_usage(path).free
+        detail = f"{free >> 20} MiB free below {path}"
+        if free >= DISK_WANTED or name == "run":
+            yield Check(f"disk for {name}", Verdict.OK, detail)
+        else:
+            yield Check(
+                f"disk for {name}", Verdict.WARN, detail, f"free {DISK_WANTED >> 20} MiB there"
+            )
+
+
+def _memory(slots: int) -> Check:
+    wanted = slots * SLOT_MEMORY
+    available = 0
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) << 10
+    detail = f"{slots} slots take about {wanted >> 20} of {available >> 20} MiB available"
+    if wanted <= available // 2:
+        return Check("memory", Verdict.OK, detail)
+    return Check("memory", Verdict.WARN, detail, "keep fewer slots ready")
+
+
+@contextmanager
+def _node_namespace(settings: NodeSettings | None) -> Iterator[Check | None]:
+    """Inside the node's namespace meanwhile, or a failed check instead."""
+    from geneve_ebpf.host import namespaces
+
+    path = None if settings is None else settings.netns
+    entered = namespaces.entering(path)
+    try:
+        entered.__enter__()
+    except GeneveError as error:
+        yield Check("node namespace", Verdict.FAIL, error.message, error.hint)
+        return
+    try:
+        yield None
+    finally:
+        entered.__exit__(None, None, None)
+
+
+def _routing(settings: NodeSettings | None) -> Iterator[Check]:
+    policy = _number("/proc/sys/net/ipv4/fib_multipath_hash_policy")
+    several = settings is not None and len(settings.uplinks) > 1
+    if policy == 0 and several:
+        yield Check(
+            "multipath hash",
+            Verdict.WARN,
+            "by addresses only: all flows to one node take one uplink",
+            "sysctl -w net.ipv4.fib_multipath_hash_policy=1",
+        )
+    else:
+        yield Check(
+            "multipath hash",
+            Verdict.OK,
+            "by addresses; matters with several uplinks" if policy == 0 else "by flow",
+        )
+    strict = _number("/proc/sys/net/ipv4/conf/all/rp_filter")
+    yield Check(
+        "reverse path filter",
+        Verdict.OK,
+        f"mode {strict}; Geneve is taken before it looks",
+    )
+
+
+def _underlay(settings: NodeSettings) -> Iterator[Check]:
+    for name in settings.uplinks:
+        flags = _flags(name)
+        if flags is None:
+            yield Check(
+                f"uplink {name}",
+                Verdict.FAIL,
+                "there is no such interface in the node's namespace",
+                "correct node.uplinks or node.netns",
+            )
+        elif not flags & 1:  # IFF_UP
+            yield Check(f"uplink {name}", Verdict.WARN, "is down", f"ip link set {name} up")
+        else:
+            yield Check(f"uplink {name}", Verdict.OK, "is up")
+    if _is_ours(str(settings.vtep)):
+        yield Check("vtep", Verdict.OK, f"{settings.vtep} is an address of the node")
+    else:
+        yield Check(
+            "vtep",
+            Verdict.FAIL,
+            f"{settings.vtep} is no address of the node",
+            f"ip address add {settings.vtep}/32 dev lo, or correct node.vtep",
+        )
+
+
+def _flags(interface: str) -> int | None:
+    """An interface's flags in this thread's namespace; None if there is none."""
+    import fcntl
+    import socket
+    import struct
+
+    get_flags = 0x8913  # SIOCGIFFLAGS
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            request = struct.pack("16sh22x", interface.encode(), 0)
+            answer = fcntl.ioctl(sock, get_flags, request)
+        except OSError:
+            return None
+    return int(struct.unpack("16sh22x", answer)[1]) & 0xFFFF
+
+
+def _is_ours(address: str) -> bool:
+    """Whether an address is this namespace's: only then can a socket be bound to it."""
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: str) -> int | None:
+    lines = _lines(path)
+    return int(lines[0]) if lines and lines[0].isdecimal() else None

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`geneve-ebpf node`: the node this agent serves."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from geneve_ebpf.cli import output
+from geneve_ebpf.cli.command import Command, agent, noun
+from geneve_ebpf.client import AgentClient
+from geneve_ebpf.errors import Code, GeneveError
+
+app = noun("node", "The node this agent serves.")
+
+STATES = ("ready", "reserved", "attached", "retiring", "making")
+
+
+@app.command(cls=Command)
+def status(
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait",
+            metavar="SECONDS",
+            min=0,
+            help="Wait so long for the node to be ready.",
+            show_default=False,
+        ),
+    ] = 0,
+) -> None:
+    """What the node is and how it does. Exits 8 while it is not ready."""
+    unready, answer = _status(wait)
+    slots = answer["slots"]
+    facts = [
+        ("node", answer["node"]),
+        ("ready", "yes" if unready is None else f"no: {unready.message}"),
+        ("vtep", f"{answer['vtep']} port {answer['udp_port']} over {','.join(answer['uplinks'])}"),
+        ("mtu", f"{answer['mtu']} in the sandboxes"),
+        (
+            "slots",
+            ", ".join(f"{slots[state]} {state}" for state in STATES if slots.get(state))
+            + f" (keeps {slots['target']} ready)",
+        ),
+        ("revision", answer["revision"]),
+        ("program", f"{answer['program'][:12]} layout {answer['layout'][:12]}, {answer['boot']}"),
+        ("up", output.duration(answer["uptime_s"])),
+    ]
+    output.emit(answer, *output.fields(facts))
+    if unready is not None:
+        raise unready
+
+
+@app.command(cls=Command)
+def down(
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while sandboxes are attached.")
+    ] = False,
+) -> None:
+    """Remove everything the agent made on this node, and end the agent."""
+    with agent(timeout=120) as client:
+        _, answer = client.request("POST", "/v1/node:down", {"force": force})
+    output.emit(answer, "node is down")
+
+
+def _status(wait: float) -> tuple[GeneveError | None, dict[str, Any]]:
+    """Why the node is not ready, and its facts; asks again until `wait` seconds are over."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            with agent() as client:
+                unready = _unready(client)
+                _, answer = client.request("GET", "/v1/node")
+            if unready is None or time.monotonic() >= deadline:
+                return unready, answer
+        except GeneveError as error:
+            if error.code is not Code.AGENT_UNREACHABLE or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.05)
+
+
+def _unready(client: AgentClient) -> GeneveError | None:
+    try:
+        client.request("GET", "/readyz")
+    except GeneveError as error:
+        if error.code is not Code.DEGRADED:
+            raise
+        return error
+    return None

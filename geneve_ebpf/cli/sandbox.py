@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`geneve-ebpf attach`, `detach`, `list`, `show`, `netns-exec`: sandboxes in their VPCs."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from geneve_ebpf.cli import output
+from geneve_ebpf.cli.command import agent
+from geneve_ebpf.cli.slot import parse_slot
+from geneve_ebpf.errors import Code, Exit, GeneveError
+from geneve_ebpf.model import parse_address, parse_name
+
+Sandbox = Annotated[str, typer.Argument(metavar="SANDBOX", show_default=False)]
+
+COUNTERS = ("tx_local", "tx_remote", "rx_local", "rx_remote")
+
+
+def attach(
+    sandbox: Sandbox,
+    vpc: Annotated[str, typer.Option("--vpc", metavar="VPC", help="The VPC to join.")],
+    address: Annotated[
+        str,
+        typer.Option(
+            "--address",
+            metavar="ADDRESS",
+            help="Its address there; default: a free one.",
+            show_default=False,
+        ),
+    ] = "",
+    slot: Annotated[
+        str,
+        typer.Option(
+            "--slot",
+            metavar="SLOT",
+            help="A slot that was reserved; default: any ready one.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Put a sandbox into a VPC. The same again changes nothing."""
+    path = f"/v1/sandboxes/{parse_name(sandbox, 'sandbox')}"
+    body = {"vpc": parse_name(vpc, "vpc")}
+    if address:
+        body["address"] = str(parse_address(address))
+    if slot:
+        body["slot"] = parse_slot(slot)
+    with agent() as client:
+        status, answer = client.request("PUT", path, body)
+    took = f" in {answer['timing_ns']['total'] / 1000:.0f} us" if status == 201 else " already"
+    where = f"{output.shown(answer['addresses'])} in vpc {answer['vpc']} on {answer['slot']['id']}"
+    output.emit(answer, f"{sandbox} attached{took}: {where}, netns {answer['slot']['netns']}")
+
+
+def detach(
+    sandbox: Sandbox,
+    generation: Annotated[
+        int | None,
+        typer.Option(
+            "--generation",
+            metavar="N",
+            min=1,
+            help="Only if it is still this attachment.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Take a sandbox out of its VPC. Its slot is destroyed and a fresh one made."""
+    path = f"/v1/sandboxes/{parse_name(sandbox, 'sandbox')}"
+    if generation is not None:
+        path += f"?generation={generation}"
+    with agent() as client:
+        status, answer = client.request("DELETE", path)
+    if status == 204:
+        output.note(f"note: {sandbox} is not attached")
+        output.emit(output.document("detached", sandbox=sandbox, generation=None, counters=None))
+        return
+    counters = answer["counters"]
+    sent = counters["tx_local"]["packets"] + counters["tx_remote"]["packets"]
+    received = counters["rx_local"]["packets"] + counters["rx_remote"]["packets"]
+    output.emit(answer, f"{sandbox} detached: sent {sent} packets, received {received}")
+
+
+def list_() -> None:
+    """All attached sandboxes of this node."""
+    with agent() as client:
+        _, answer = client.request("GET", "/v1/sandboxes")
+    rows = [
+        (
+            item["sandbox"],
+            item["vpc"],
+            item["addresses"],
+            item["slot"]["id"],
+            item["generation"],
+            output.age(item["attached_at"]),
+        )
+        for item in answer["sandboxes"]
+    ]
+    header = ("SANDBOX", "VPC", "ADDRESS", "SLOT", "GENERATION", "AGE")
+    output.emit(answer, *output.table(header, rows))
+
+
+def show(sandbox: Sandbox) -> None:
+    """One attached sandbox, with what it sent and received."""
+    answer = _get(sandbox)
+    slot, guest = answer["slot"], answer["guest"]
+    facts = [
+        ("sandbox", answer["sandbox"]),
+        ("state", answer["state"]),
+        ("vpc", f"{answer['vpc']} (VNI {answer['vni']})"),
+        ("address", answer["addresses"]),
+        ("mac", answer["mac"]),
+        ("slot", slot["id"]),
+        ("netns", slot["netns"]),
+        ("host interface", f"{slot['host_interface']} (ifindex {slot['host_ifindex']})"),
+        (
+            "guest",
+            f"{output.shown(guest['addresses'])} on {guest['interface']}, MTU {guest['mtu']}",
+        ),
+        ("gateway", f"{guest['gateway']} {guest['gateway_mac']}"),
+        ("generation", answer["generation"]),
+        ("attached", f"{answer['attached_at']} ({output.age(answer['attached_at'])} ago)"),
+    ]
+    counters = answer["counters"]
+    rows = [
+        (name.replace("_", " "), counters[name]["packets"], counters[name]["bytes"])
+        for name in COUNTERS
+    ]
+    lines = [*output.fields(facts), "", *output.table(("TRAFFIC", "PACKETS", "BYTES"), rows)]
+    output.emit(answer, *lines)
+
+
+def netns_exec(
+    sandbox: Sandbox,
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND [ARG]...", show_default=False)
+    ],
+) -> None:
+    """Run a command in a sandbox's network namespace; its exit status becomes ours.
+
+    Only the network namespace is entered: files, processes and users stay yours.
+    """
+    words = command[1:] if command[0] == "--" else command
+    if not words:
+        raise GeneveError(
+            Code.BAD_REQUEST, "no command to run", hint="netns-exec SANDBOX -- COMMAND [ARG]..."
+        )
+    path = _get(sandbox)["slot"]["netns"]
+    from geneve_ebpf.host import namespaces
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        namespaces.enter(descriptor)
+    except PermissionError:
+        raise GeneveError(
+            Code.NOT_PERMITTED, f"may not enter {path}", hint="run it as root: sudo"
+        ) from None
+    except OSError as error:
+        raise GeneveError(
+            Code.SLOT_NOT_FOUND,
+            f"cannot enter {path}: {error.strerror}",
+            hint="was the sandbox detached just now?",
+        ) from None
+    _execute(words)
+
+
+def _get(sandbox: str) -> dict[str, Any]:
+    with agent() as client:
+        _, answer = client.request("GET", f"/v1/sandboxes/{parse_name(sandbox, 'sandbox')}")
+    return answer
+
+
+def _execute(words: list[str]) -> NoReturn:
+    """Become the command, or exit as a shell would: 127 not found, 126 not runnable."""
+    try:
+        os.execvp(words[0], words)
+    except OSError as error:
+        output.note(f"error: cannot run {output.one_line(words[0])}: {error.strerror}")
+        raise typer.Exit(127 if isinstance(error, FileNotFoundError) else 126) from None
+    except ValueError:  # a zero byte in an argument
+        raise typer.Exit(Exit.USAGE.value) from None

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`geneve-ebpf apply` and `export`: all VPCs, VTEPs and routes at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from geneve_ebpf.cli import output
+from geneve_ebpf.cli.command import agent
+from geneve_ebpf.errors import Code, GeneveError
+
+KINDS = ("vpcs", "vteps", "routes")
+ADVICE = "JSON as `geneve-ebpf export` prints it, or the same as TOML"
+
+
+def apply(
+    file: Annotated[
+        str, typer.Option("--file", "-f", metavar="FILE", help="JSON or TOML; - is stdin.")
+    ],
+    revision: Annotated[
+        int | None,
+        typer.Option(
+            "--revision",
+            metavar="N",
+            min=0,
+            help="Only if the node's state still has this revision.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Make the node's VPCs, VTEPs and routes exactly those of a file, all or none.
+
+    What the file does not name is removed. The revision inside an exported
+    file is not looked at, so that a file fits every node; see --revision.
+    """
+    state = read(file)
+    body: dict[str, Any] = {kind: state[kind] for kind in KINDS}
+    if revision is not None:
+        body["revision"] = revision
+    with agent(timeout=300) as client:
+        _, answer = client.request("PUT", "/v1/state", body)
+    changes = answer["changes"]
+    rows = [
+        (kind, changes[kind]["added"], changes[kind]["changed"], changes[kind]["removed"])
+        for kind in KINDS
+    ]
+    output.emit(
+        answer,
+        *output.table(("STATE", "ADDED", "CHANGED", "REMOVED"), rows),
+        f"revision {answer['revision']}",
+    )
+
+
+def export() -> None:
+    """Print the node's VPCs, VTEPs and routes as JSON, for `apply`."""
+    with agent(timeout=300) as client:
+        _, answer = client.request("GET", "/v1/state")
+    output.emit(answer, json.dumps(answer, indent=2))
+
+
+def read(file: str) -> dict[str, Any]:
+    """A state file's content, its missing parts empty. Raises BAD_REQUEST.
+
+    The name's ending says the format; without one we know, JSON is tried first.
+    """
+    name = "standard input" if file == "-" else file
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        text = content.decode()
+    except OSError as error:
+        raise _bad(f"cannot read {name}: {error.strerror}", "") from None
+    except ValueError:  # also a zero byte in the name
+        raise _bad(f"{name} is not UTF-8 text", ADVICE) from None
+    state = _decoded(text, name, Path(file).suffix)
+    if not isinstance(state, dict):
+        raise _bad(f"{name} holds no table of vpcs, vteps and routes", ADVICE)
+    known = {*KINDS, "schema", "revision"}
+    for key in state:
+        if key not in known:
+            raise _bad(f"{name}: no such part: {output.one_line(key)}", f"parts: {' '.join(KINDS)}")
+    for kind in KINDS:
+        if not isinstance(state.setdefault(kind, []), list):
+            raise _bad(f"{name}: {kind} is not a list", ADVICE)
+    if not any(kind in text for kind in KINDS):
+        # An empty or unrelated file would delete everything: make the user say so.
+        raise _bad(
+            f"{name} names no vpcs, vteps or routes",
+            'to remove all of them, say so: {"vpcs": [], "vteps": [], "routes": []}',
+        )
+    return state
+
+
+def _decoded(text: str, name: str, suffix: str) -> Any:
+    import tomllib
+
+    as_toml = suffix == ".toml"
+    if not as_toml:
+        try:
+            return json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if suffix == ".json" or text.lstrip()[:1] in ("{", ""):
+                raise _bad(f"{name} is not JSON: {error}", ADVICE) from None
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        formats = "TOML" if as_toml else "JSON or TOML"
+        raise _bad(f"{name} is not {formats}: {error}", ADVICE) from None
+
+
+def _bad(message: str, hint: str) -> GeneveError:
+    return GeneveError(Code.BAD_REQUEST, message, hint=hint, field="file")

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`geneve-ebpf vtep`: the other nodes' tunnel end points."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from geneve_ebpf.cli import output
+from geneve_ebpf.cli.command import Command, agent, noun
+from geneve_ebpf.model import parse_address, parse_mtu
+
+app = noun("vtep", "Other nodes. Geneve is accepted from these only.")
+
+Address = Annotated[str, typer.Argument(metavar="ADDRESS", show_default=False)]
+
+
+@app.command(cls=Command)
+def add(
+    address: Address,
+    mtu: Annotated[
+        int, typer.Option(metavar="BYTES", help="Of an outer packet; 0: as the kernel's route.")
+    ] = 0,
+) -> None:
+    """Add a VTEP, or change its MTU."""
+    path = f"/v1/vteps/{parse_address(address)}"
+    with agent() as client:
+        status, answer = client.request("PUT", path, {"mtu": parse_mtu(mtu)})
+    output.emit(answer, f"vtep {address} {'added' if status == 201 else 'is as asked'}")
+
+
+@app.command("list", cls=Command)
+def list_() -> None:
+    """All VTEPs this node knows."""
+    with agent() as client:
+        _, answer = client.request("GET", "/v1/vteps")
+    rows = [(vtep["address"], vtep["mtu"] or "route's") for vtep in answer["vteps"]]
+    output.emit(answer, *output.table(("ADDRESS", "MTU"), rows))
+
+
+@app.command(cls=Command)
+def delete(address: Address) -> None:
+    """Forget a VTEP. Refused while routes lead to it."""
+    with agent() as client:
+        _, answer = client.request("DELETE", f"/v1/vteps/{parse_address(address)}")
+    output.emit(answer, f"vtep {address} deleted")

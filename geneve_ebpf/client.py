@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other end of the agent's socket: HTTP/1.1 and JSON, and nothing else.
+
+Made for callers that attach on their hot path: it imports the standard library
+and our errors only, keeps one connection, and speaks HTTP by hand, because
+`http.client` alone costs several times what an attach does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from typing import Any
+
+from geneve_ebpf.errors import Code, GeneveError
+
+DEFAULT_SOCKET = "/run/geneve-ebpf/default/api.sock"
+HOST_VARIABLE = "GENEVE_EBPF_HOST"
+
+_CHUNK = 1 << 16
+_HEAD_MAX = 1 << 14  # bytes of an answer's head; the agent's own is about 100
+_CODES = {code.slug: code for code in Code}
+
+
+class AgentClient:
+    """One connection to one agent, opened by the first request and kept.
+
+    path: the agent's Unix socket. timeout: seconds that the agent may stay
+    silent. Not for several threads at once: give each its own.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] = DEFAULT_SOCKET, timeout: float = 30) -> None:
+        self.path = os.fspath(path)
+        self.timeout = timeout
+        self._socket: socket.socket | None = None
+
+    @classmethod
+    def from_host(cls, host: str, timeout: float = 30) -> AgentClient:
+        """A client for `unix:///path/of/the/socket`. Raises BAD_REQUEST for anything else."""
+        path = host.removeprefix("unix://")
+        if path == host or not path.startswith("/"):
+            raise GeneveError(
+                Code.BAD_REQUEST,
+                f"{host!r} does not name an agent's socket",
+                hint=f"such as unix://{DEFAULT_SOCKET}",
+                field=HOST_VARIABLE,
+            )
+        return cls(path, timeout)
+
+    @classmethod
+    def from_environment(cls, timeout: float = 30) -> AgentClient:
+        """A client for the agent that GENEVE_EBPF_HOST names, else for node `default`."""
+        return cls.from_host(os.environ.get(HOST_VARIABLE) or f"unix://{DEFAULT_SOCKET}", timeout)
+
+    def __enter__(self) -> AgentClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connection; the next request opens a new one."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def request(
+        self, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """Ask once; the answer's status (below 400) and its body ({} when it has none).
+
+        path: as on the wire, so quoted already. Raises the `GeneveError` that
+        the agent answered with; AGENT_UNREACHABLE when it does not answer, in
+        which case a change may or may not have been made; NOT_PERMITTED when
+        the caller may not use the socket.
+        """
+        content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        message = (
+            f"{method} {path} HTTP/1.1\r\nHost: agent\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        ).encode() + content
+        connection = self._connected()
+        try:
+            # MSG_NOSIGNAL: an agent that went away is an error to report, not a SIGPIPE.
+            connection.sendall(message, socket.MSG_NOSIGNAL)
+            status, answer, reusable = _read_answer(connection)
+        except BlockingIOError:  # how a socket timeout of the kernel's shows
+            self.close()
+            raise GeneveError(
+                Code.AGENT_UNREACHABLE,
+                f"the agent at {self.path} did not answer within {self.timeout:g} s",
+                hint="look at its log; whether the request was carried out is not known",
+            ) from None
+        except OSError as error:
+            self.close()
+            raise GeneveError(
+                Code.AGENT_UNREACHABLE,
+                f"the agent at {self.path} closed the connection: {error.strerror or error}",
+                hint="look at its log; whether the request was carried out is not known",
+            ) from None
+        except ValueError as error:
+            self.close()
+            raise GeneveError(
+                Code.AGENT_UNREACHABLE,
+                f"what answers at {self.path} is not an agent: {error}",
+                hint=f"is {HOST_VARIABLE} right?",
+            ) from None
+        if not reusable:
+            self.close()
+        if status >= 400:
+            raise error_from_json(answer, status)
+        return status, answer
+
+    def _connected(self) -> socket.socket:
+        """The kept connection if the agent still holds its end, else a new one.
+
+        Looking costs a microsecond. It matters after a restart of the agent:
+        a request must not be sent twice, so it has to be sent to somebody.
+        """
+        if self._socket is not None:
+            try:
+                self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return self._socket
+            except OSError:
+                pass
+            self.close()  # closed by the agent, or holding bytes nobody asked for
+        self._socket = self._connect()
+        return self._socket
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The kernel's own timeouts: Python's would cost a poll(2) before each call.
+        timeout = struct.pack("@ll", int(self.timeout), int(self.timeout % 1 * 1_000_000))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        try:
+            connection.connect(self.path)
+        except PermissionError:
+            connection.close()
+            raise GeneveError(
+                Code.NOT_PERMITTED,
+                f"may not use the agent's socket {self.path}",
+                hint="run it as root: sudo",
+            ) from None
+        except (OSError, ValueError) as error:
+            connection.close()
+            missing = isinstance(error, FileNotFoundError)
+            why = "there is no such socket" if missing else getattr(error, "strerror", "") or error
+            raise GeneveError(
+                Code.AGENT_UNREACHABLE,
+                f"no agent at {self.path}: {why}",
+                hint="start one with `geneve-ebpf agent run --config FILE`, "
+                f"or name its socket in {HOST_VARIABLE}",
+            ) from None
+        return connection
+
+
+def error_from_json(answer: dict[str, Any], status: int = 500) -> GeneveError:
+    """The `GeneveError` that `as_json` wrote. A code we do not know becomes INTERNAL."""
+    error = answer.get("error")
+    if not isinstance(error, dict):
+        return GeneveError(Code.INTERNAL, f"the agent answered {status} without saying why")
+    slug = str(error.get("code", ""))
+    message = str(error.get("message", ""))
+    code = _CODES.get(slug)
+    if code is None:  # a newer agent
+        code, message = Code.INTERNAL, f"{message} ({slug})"
+    details = error.get("details")
+    return GeneveError(
+        code,
+        message,
+        hint=str(error.get("hint", "")),
+        field=str(error.get("field", "")),
+        details=details if isinstance(details, dict) else None,
+    )
+
+
+def _read_answer(connection: socket.socket) -> tuple[int, dict[str, Any], bool]:
+    """Status, body, and whether the connection may be used again. Raises ValueError, OSError."""
+    received = connection.recv(_CHUNK)
+    while (end := received.find(b"\r\n\r\n")) < 0:
+        if len(received) > _HEAD_MAX:
+            raise ValueError("its answer has no end of head")
+        more = connection.recv(_CHUNK)
+        if not more or not received:
+            raise ConnectionResetError(0, "no whole answer came")
+        received += more
+    lines = received[:end].decode("latin-1").split("\r\n")
+    version, _, rest = lines[0].partition(" ")
+    if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+        raise ValueError(f"it said {lines[0][:40]!r}")
+    status = int(rest[:3])
+    length = 0
+    reusable = version == "HTTP/1.1"
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        name = name.lower()
+        if name == "content-length":
+            length = int(value)
+        elif name == "connection" and value.strip().lower() == "close":
+            reusable = False
+        elif name == "transfer-encoding":
+            raise ValueError("its answer comes in chunks")
+    parts = [received[end + 4 :]]
+    missing = length - len(parts[0])
+    while missing > 0:
+        part = connection.recv(min(missing, 1 << 20))
+        if not part:
+            raise ConnectionResetError(0, "the answer breaks off")
+        parts.append(part)
+        missing -= len(part)
+    if missing < 0:
+        raise ValueError("more came than was announced")
+    if not length:
+        return status, {}, reusable
+    answer = json.loads(b"".join(parts))
+    if not isinstance(answer, dict):
+        raise ValueError("its answer is not a JSON object")
+    return status, answer, reusable

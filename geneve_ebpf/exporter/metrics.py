@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every metric there is: name, kind, labels and meaning. `docs/metrics.md` is made of this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. Dashboards store names and labels: add, never rename."""
+
+    name: str  # as exposed, so a counter ends in _total
+    kind: str  # counter, gauge or histogram
+    labels: tuple[str, ...]
+    text: str  # one sentence, for its HELP line
+
+
+AGENT_UP = Metric(
+    "geneve_ebpf_agent_up", "gauge", (), "Whether the node's agent answers on its socket."
+)
+BUILD_INFO = Metric(
+    "geneve_ebpf_build_info",
+    "gauge",
+    ("version", "layout", "program"),
+    "Always 1; the labels say which version serves the node, and the hashes of its map layout"
+    " and its programs.",
+)
+ATTACH_DURATION = Metric(
+    "geneve_ebpf_attach_duration_seconds",
+    "histogram",
+    ("stage", "result"),
+    "How long attaching took inside the agent, by stage (wait, validate, write, total) and"
+    " result (ok, error).",
+)
+SLOTS = Metric(
+    "geneve_ebpf_slots",
+    "gauge",
+    ("state",),
+    "Slots by state: ready, reserved, attached, or retiring until they are destroyed.",
+)
+VPC_PACKETS = Metric(
+    "geneve_ebpf_vpc_packets_total",
+    "counter",
+    ("vpc", "direction", "path"),
+    "Packets of a VPC's sandboxes on this node: tx is what they sent; local stayed on the"
+    " node, remote went through the tunnel. A segmented (GSO) frame is one.",
+)
+VPC_BYTES = Metric(
+    "geneve_ebpf_vpc_bytes_total",
+    "counter",
+    ("vpc", "direction", "path"),
+    "Bytes of inner IP in those packets.",
+)
+DROPS = Metric(
+    "geneve_ebpf_drops_total",
+    "counter",
+    ("reason", "direction", "class"),
+    "Packets that a program dropped, each once: tx came from a sandbox, rx from the wire;"
+    " class is invalid, policy, unreachable or resource.",
+)
+EVENTS = Metric(
+    "geneve_ebpf_events_total",
+    "counter",
+    ("event",),
+    "Packets that were not dropped and are worth counting.",
+)
+MAP_PRESSURE = Metric(
+    "geneve_ebpf_map_pressure_ratio",
+    "gauge",
+    ("map",),
+    "Entries of a BPF map over its maximum; at 1 nothing more can be added.",
+)
+SANDBOX_PACKETS = Metric(
+    "geneve_ebpf_sandbox_packets_total",
+    "counter",
+    ("sandbox", "vpc", "direction", "path"),
+    "Packets of one attached sandbox. Only with metrics.per_sandbox.",
+)
+SANDBOX_BYTES = Metric(
+    "geneve_ebpf_sandbox_bytes_total",
+    "counter",
+    ("sandbox", "vpc", "direction", "path"),
+    "Bytes of inner IP in those packets. Only with metrics.per_sandbox.",
+)
+SCRAPE_ERROR = Metric(
+    "geneve_ebpf_scrape_error",
+    "gauge",
+    ("source",),
+    "Whether a source (dataplane, state, latency) could not be read; its metrics are then"
+    " missing.",
+)
+
+METRICS = (
+    AGENT_UP,
+    BUILD_INFO,
+    ATTACH_DURATION,
+    SLOTS,
+    VPC_PACKETS,
+    VPC_BYTES,
+    DROPS,
+    EVENTS,
+    MAP_PRESSURE,
+    SANDBOX_PACKETS,
+    SANDBOX_BYTES,
+    SCRAPE_ERROR,
+)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exporter's HTTP side: /metrics, in the node's namespace, as long as its parent lives."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.exporter.collector import NodeCollector
+from geneve_ebpf.host import namespaces
+from geneve_ebpf.model import NodeSettings
+
+Respond = Callable[..., Any]
+PR_SET_PDEATHSIG = 1
+PAGE = (
+    b"<!doctype html><title>geneve-ebpf</title><p>geneve-ebpf: <a href=/metrics>metrics</a>\n"
+)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """One thread a request, so that a scraper which reads slowly holds up nobody."""
+
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    """Quiet, and patient for ten seconds."""
+
+    timeout = 10
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not worth a line each."""
+
+
+def serve(settings: NodeSettings, *, per_sandbox: bool) -> None:
+    """Serve until SIGTERM. Raises NODE_SETUP if the address cannot be listened on."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(NodeCollector(settings, per_sandbox=per_sandbox))
+    scrape = make_wsgi_app(registry)
+
+    def application(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if path == "/metrics":
+            return scrape(environ, respond)  # type: ignore[no-any-return]  # it has no types
+        if path == "/":
+            respond("200 OK", [("Content-Type", "text/html; charset=utf-8")])
+            return [PAGE]
+        respond("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"try /metrics\n"]
+
+    host, _, port = settings.metrics_listen.rpartition(":")
+    # The socket belongs to the namespace it is made in; the maps and the agent's
+    # socket are files and do not care.
+    with namespaces.entering(settings.netns):
+        try:
+            server = make_server(host, int(port), application, _Server, _Handler)
+        except OSError as error:
+            raise GeneveError(
+                Code.NODE_SETUP,
+                f"cannot serve metrics on {settings.metrics_listen}: {error.strerror}",
+                hint="set metrics.listen to a free address and port of the node",
+                field="metrics.listen",
+            ) from None
+    with server:
+        server.serve_forever()
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it ended while we were asking
+        raise SystemExit(0)
