@@ -35,7 +35,7 @@ from geneve_ebpf.model import Endpoint, Route, RouteKind, Vtep, endpoint_mac
 ROUNDS = 8
 VPC, VNI = "bench", 4097
 OURS = 64  # attaches of ours in a round; so many slots are made for each
-POOL = OURS + 8
+POOL = OURS + 8  # the agent's slots
 _names = count()
 _hosts = count(256)  # addresses of the library's sandboxes, none used twice
 
@@ -172,6 +172,10 @@ def main(json_file: str | None, rounds: int) -> None:
                        partial(agent_attach, served, second), OURS),
             Contestant("attach.agent_one_cpu", "us", OURS,
                        partial(agent_attach, served, first), OURS),
+            Contestant("attach.library_first", "us", 1,
+                       partial(library_attach, library, second), 1, 0),
+            Contestant("attach.agent_first", "us", 1,
+                       partial(agent_attach, served, second), 1, 0),
             Contestant(floor.row, "us", 200,
                        lambda n: floor.measure(n, first, second)),
             Contestant(f"{floor.row}_one_cpu", "us", 200,
@@ -200,6 +204,7 @@ def notes(kind: str, floor: Floor) -> list[str]:
         f"Ours tunnels over Geneve, the classic way over {kind}; a ping passed through each first.",
         "attach.library: DataPlane.attach. attach.agent: PUT /v1/sandboxes/{id} on the agent's "
         "socket, caller on another CPU than the agent; attach.agent_one_cpu: on the same.",
+        "attach.library_first, attach.agent_first: the first one after other work, caches cold.",
         f"{floor.row}: an echo of the same size that does no work, in {language}.",
         "make.slot: one slot of ours prepared before any attach: work that was moved, not saved.",
         *(f"{form.name}: {form.text}." for form in classic.FORMS),

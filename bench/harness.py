@@ -3,7 +3,8 @@
 
 Contestants take turns in one run (A B C, C B A, A B C ...), so that whatever
 else the machine does meets all of them. A first round warms everything up and
-is dropped; nothing is dropped after that, and no best run is ever reported.
+is dropped, and so is the first sample of each turn, which finds the caches
+full of another's work; nothing else is, and no best run is ever reported.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Contestant:
     batch: int  # samples in a round
     measure: Callable[[int], list[float]]
     warm_up: int = 5  # samples in the round that is dropped
+    lead_in: int = 1  # samples dropped at each turn's start: others had the caches
 
 
 @dataclass(slots=True)
@@ -138,7 +140,8 @@ def take_turns(
             progress.step(f"round {number} of {rounds}: {each.name}" if number
                           else f"warm-up: {each.name}")
             restless += not settle()
-            taken = each.measure(each.batch if number else each.warm_up)
+            samples = each.batch if number else each.warm_up
+            taken = each.measure(samples + each.lead_in)[each.lead_in:]
             if number:
                 rows[each.name].rounds.append(taken)
     progress.finish()

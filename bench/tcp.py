@@ -262,7 +262,7 @@ def main(json_file: str | None, rounds: int, names: list[str]) -> None:
         contestants = [
             Contestant(
                 f"{'tcp1_superpackets' if superpackets else 'tcp1'}.{name}", "Gbit/s", 1,
-                partial(measured, bed, cpus, superpackets), 1,
+                partial(measured, bed, cpus, superpackets), 1, 0,
             )
             for superpackets in (False, True)
             for name, bed in beds.items()

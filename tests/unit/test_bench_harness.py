@@ -34,7 +34,7 @@ def test_contestants_take_turns_and_every_second_round_runs_backwards():
     order = []
 
     def note(name: str) -> Contestant:
-        return Contestant(name, "us", 1, lambda n: order.append(name) or [1.0], 1)
+        return Contestant(name, "us", 1, lambda n: order.append(name) or [1.0] * n, 1)
 
     harness.take_turns([note("a"), note("b")], 3, settle=lambda: True)
 
@@ -44,11 +44,20 @@ def test_contestants_take_turns_and_every_second_round_runs_backwards():
 def test_the_warm_up_round_is_dropped():
     """Its samples are taken, and in no row."""
     values = iter([[1000.0], [1.0], [3.0]])
-    warming = Contestant("warming", "us", 1, lambda n: next(values))
+    warming = Contestant("warming", "us", 1, lambda n: next(values), lead_in=0)
 
     rows, _ = harness.take_turns([warming], 2, settle=lambda: True)
 
     assert rows["warming"].rounds == [[1.0], [3.0]]
+
+
+def test_the_first_sample_of_each_turn_is_dropped():
+    """It pays for what the contestant before did to the caches."""
+    cold = Contestant("cold", "us", 2, lambda n: [900.0] + [1.0] * (n - 1))
+
+    rows, _ = harness.take_turns([cold], 2, settle=lambda: True)
+
+    assert rows["cold"].rounds == [[1.0, 1.0], [1.0, 1.0]]
 
 
 def test_a_machine_that_does_not_come_to_rest_is_reported():
