@@ -1,0 +1,569 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each command asks the agent, what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from geneve_ebpf.cli import output
+from geneve_ebpf.cli.app import run
+from geneve_ebpf.client import HOST_VARIABLE
+from geneve_ebpf.errors import Code, Exit, GeneveError
+from tests.peer import answer, peer
+
+TRAFFIC = {"packets": 0, "bytes": 0}
+COUNTERS = {
+    "tx_local": {"packets": 1, "bytes": 84},
+    "tx_remote": {"packets": 2, "bytes": 168},
+    "rx_local": TRAFFIC,
+    "rx_remote": {"packets": 4, "bytes": 336},
+}
+SLOT = {
+    "id": "slot-3",
+    "kind": "namespace",
+    "netns": "/run/x/netns/slot-3",
+    "host_interface": "gnv3",
+    "host_ifindex": 7,
+    "state": "attached",
+}
+GUEST = {
+    "interface": "eth0",
+    "addresses": ["169.254.77.2"],
+    "gateway": "169.254.77.1",
+    "mac": "02:47:56:00:00:02",
+    "gateway_mac": "02:47:56:00:00:01",
+    "mtu": 1450,
+}
+SANDBOX = {
+    "schema": "geneve-ebpf/sandbox/1",
+    "sandbox": "web",
+    "state": "attached",
+    "vpc": "blue",
+    "vni": 4097,
+    "addresses": ["10.0.0.5"],
+    "mac": "02:47:0a:00:00:05",
+    "guest": GUEST,
+    "slot": SLOT,
+    "generation": 12,
+    "attached_at": "2026-01-02T03:04:05Z",
+}
+ATTACHED = {**SANDBOX, "timing_ns": {"wait": 0, "validate": 9000, "write": 8000, "total": 41_000}}
+ROUTE = {"vpc": "blue", "prefix": "10.0.2.0/24", "kind": "remote", "vtep": "192.0.2.2"}
+NODE = {
+    "schema": "geneve-ebpf/node/1",
+    "node": "default",
+    "vtep": "192.0.2.1",
+    "uplinks": ["eth1"],
+    "udp_port": 6081,
+    "mtu": 1450,
+    "slots": {
+        "ready": 15, "reserved": 0, "attached": 1, "retiring": 0, "making": 0, "target": 16,
+    },
+    "revision": 7,
+    "layout": "0123456789abcdef",
+    "program": "fedcba9876543210",
+    "uptime_s": 90.0,
+    "boot": "compiled",
+}  # fmt: skip
+DROPS = {
+    "schema": "geneve-ebpf/drops/1",
+    "drops": [
+        {
+            "reason": "no_endpoint",
+            "direction": "rx",
+            "class": "unreachable",
+            "packets": 3,
+            "bytes": 252,
+            "text": "nobody there",
+        },
+        {
+            "reason": "too_big",
+            "direction": "tx",
+            "class": "unreachable",
+            "packets": 0,
+            "bytes": 0,
+            "text": "too big",
+        },
+    ],
+    "events": [{"event": "arp_answered", "packets": 5, "text": "asked and got it"}],
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_process_many_commands():
+    """`run` sets what belongs to a process: put it back for the other tests."""
+    before = signal.getsignal(signal.SIGPIPE)
+    yield
+    signal.signal(signal.SIGPIPE, before)
+    output.want_json(False)
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch, capsys):
+    """Run one command against an agent that gives these answers; (status, out, err, requests)."""
+
+    def ask(words, *answers):
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        directory.mkdir()
+        with peer(directory, *([one] for one in answers)) as served:
+            monkeypatch.setenv(HOST_VARIABLE, f"unix://{served.path}")
+            status = run(words)
+        out, err = capsys.readouterr()
+        requests = []
+        for raw in served.received:
+            head, _, body = raw.partition(b"\r\n\r\n")
+            method, path, _ = head.decode().split("\r\n")[0].split(" ")
+            requests.append((method, path, json.loads(body) if body else None))
+        return status, out, err, requests
+
+    return ask
+
+
+VPC = {"vni": 4097, "prefixes": ["10.0.0.0/16"]}
+ADD = ["10.0.2.0/24", "--vpc", "blue"]
+REMOTE = {**ROUTE}
+
+
+@pytest.mark.parametrize(
+    ("words", "request_", "reply", "shown"),
+    [
+        (
+            ["vpc", "create", "blue", "--vni", "4097", "--prefix", "10.0.0.0/16"],
+            ("PUT", "/v1/vpcs/blue", VPC),
+            answer("201 Created", {"name": "blue", **VPC}),
+            "vpc blue created\n",
+        ),
+        (
+            ["vpc", "create", "blue", "--vni", "1", "--prefix", "10.0.0.0/8", "--prefix",
+             "192.168.0.0/24"],
+            ("PUT", "/v1/vpcs/blue", {"vni": 1, "prefixes": ["10.0.0.0/8", "192.168.0.0/24"]}),
+            answer("200 OK", {}),
+            "vpc blue exists already\n",
+        ),
+        (
+            ["vpc", "list"],
+            ("GET", "/v1/vpcs", None),
+            answer("200 OK", {"vpcs": [{"name": "blue", **VPC}]}),
+            "NAME   VNI  PREFIXES\nblue  4097  10.0.0.0/16\n",
+        ),
+        (
+            ["vpc", "show", "blue"],
+            ("GET", "/v1/vpcs/blue", None),
+            answer("200 OK", {"schema": "x", "name": "blue", **VPC}),
+            "name      blue\nvni       4097\nprefixes  10.0.0.0/16\n",
+        ),
+        (
+            ["vpc", "delete", "blue"],
+            ("DELETE", "/v1/vpcs/blue", None),
+            answer("200 OK", {}),
+            "vpc blue deleted\n",
+        ),
+        (
+            ["vtep", "add", "192.0.2.2", "--mtu", "1500"],
+            ("PUT", "/v1/vteps/192.0.2.2", {"mtu": 1500}),
+            answer("201 Created", {}),
+            "vtep 192.0.2.2 added\n",
+        ),
+        (
+            ["vtep", "list"],
+            ("GET", "/v1/vteps", None),
+            answer("200 OK", {"vteps": [{"address": "192.0.2.2", "mtu": 0}]}),
+            "ADDRESS    MTU\n192.0.2.2  route's\n",
+        ),
+        (
+            ["vtep", "delete", "192.0.2.2"],
+            ("DELETE", "/v1/vteps/192.0.2.2", None),
+            answer("200 OK", {}),
+            "vtep 192.0.2.2 deleted\n",
+        ),
+        (
+            ["route", "add", *ADD, "--via", "192.0.2.2"],
+            ("POST", "/v1/routes", REMOTE),
+            answer("201 Created", {}),
+            "route 10.0.2.0/24 added\n",
+        ),
+        (
+            ["route", "add", *ADD, "--via", "192.0.2.2", "--mac", "02:AA:00:00:00:01"],
+            ("POST", "/v1/routes", {**REMOTE, "mac": "02:aa:00:00:00:01"}),
+            answer("200 OK", {}),
+            "route 10.0.2.0/24 exists already\n",
+        ),
+        (
+            ["route", "replace", *ADD, "--local"],
+            ("PUT", "/v1/routes", {"vpc": "blue", "prefix": "10.0.2.0/24", "kind": "local"}),
+            answer("200 OK", {}),
+            "route 10.0.2.0/24 set\n",
+        ),
+        (
+            ["route", "add", *ADD, "--blackhole"],
+            ("POST", "/v1/routes", {"vpc": "blue", "prefix": "10.0.2.0/24", "kind": "blackhole"}),
+            answer("201 Created", {}),
+            "route 10.0.2.0/24 added\n",
+        ),
+        (
+            ["route", "delete", *ADD],
+            ("DELETE", "/v1/routes?vpc=blue&prefix=10.0.2.0/24", None),
+            answer("200 OK", {}),
+            "route 10.0.2.0/24 deleted\n",
+        ),
+        (
+            ["route", "list", "--vpc", "blue"],
+            ("GET", "/v1/routes?vpc=blue", None),
+            answer("200 OK", {"routes": [ROUTE]}),
+            "VPC   PREFIX       KIND    VTEP       MAC\n"
+            "blue  10.0.2.0/24  remote  192.0.2.2  -\n",
+        ),
+        (
+            ["route", "get", "10.0.2.9", "--vpc", "blue"],
+            ("GET", "/v1/routes?vpc=blue&address=10.0.2.9", None),
+            answer("200 OK", {"route": ROUTE}),
+            "10.0.2.9 in 10.0.2.0/24 remote via 192.0.2.2\n",
+        ),
+        (
+            ["slot", "reserve"],
+            ("POST", "/v1/slots:reserve", {}),
+            answer("201 Created", {"slot": SLOT, "guest": GUEST}),
+            "slot-3  /run/x/netns/slot-3\n",
+        ),
+        (
+            ["slot", "list"],
+            ("GET", "/v1/slots", None),
+            answer("200 OK", {"slots": [SLOT], "counts": {}}),
+            "SLOT    STATE     INTERFACE  NETNS\n"
+            "slot-3  attached  gnv3       /run/x/netns/slot-3\n",
+        ),
+        (
+            ["slot", "release", "slot-3"],
+            ("DELETE", "/v1/slots/slot-3", None),
+            answer("200 OK", {}),
+            "slot-3 released\n",
+        ),
+        (
+            ["attach", "web", "--vpc", "blue"],
+            ("PUT", "/v1/sandboxes/web", {"vpc": "blue"}),
+            answer("201 Created", ATTACHED),
+            "web attached in 41 us: 10.0.0.5 in vpc blue on slot-3, netns /run/x/netns/slot-3\n",
+        ),
+        (
+            ["attach", "web", "--vpc", "blue", "--address", "10.0.0.5", "--slot", "slot-3"],
+            ("PUT", "/v1/sandboxes/web", {"vpc": "blue", "address": "10.0.0.5", "slot": "slot-3"}),
+            answer("200 OK", SANDBOX),
+            "web attached already: 10.0.0.5 in vpc blue on slot-3, netns /run/x/netns/slot-3\n",
+        ),
+        (
+            ["detach", "web", "--generation", "12"],
+            ("DELETE", "/v1/sandboxes/web?generation=12", None),
+            answer("200 OK", {"sandbox": "web", "generation": 12, "counters": COUNTERS}),
+            "web detached: sent 3 packets, received 4\n",
+        ),
+        (
+            ["drops"],
+            ("GET", "/v1/drops", None),
+            answer("200 OK", DROPS),
+            "REASON       DIRECTION  CLASS        PACKETS  BYTES  WHAT IT MEANS\n"
+            "no_endpoint  rx         unreachable        3    252  nobody there\n"
+            "\n"
+            "NOT DROPPED   PACKETS  WHAT IT MEANS\n"
+            "arp_answered        5  asked and got it\n",
+        ),
+        (
+            ["node", "down", "--force"],
+            ("POST", "/v1/node:down", {"force": True}),
+            answer("200 OK", {}),
+            "node is down\n",
+        ),
+        (
+            ["export"],
+            ("GET", "/v1/state", None),
+            answer("200 OK", {"revision": 3, "vpcs": []}),
+            '{\n  "revision": 3,\n  "vpcs": []\n}\n',
+        ),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_command_asks_once_and_prints_the_answer(ask, words, request_, reply, shown):
+    """The request is the API's, the text is for people, and -j prints the answer as it came."""
+    assert ask(words, reply) == (0, shown, "", [request_])
+
+    status, out, err, requests = ask([*words, "-j"], reply)
+    body = reply.partition(b"\r\n\r\n")[2]
+    assert (status, err, requests) == (0, "", [request_])
+    assert json.loads(out) == json.loads(body)
+    assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["-j", "vpc", "list"], ["vpc", "--json", "list"], ["vpc", "list", "-j"]]
+)
+def test_json_may_be_asked_for_anywhere(ask, words):
+    """Before the noun, before the verb, after it."""
+    _, out, _, _ = ask(words, answer("200 OK", {"schema": "s", "vpcs": []}))
+
+    assert json.loads(out) == {"schema": "s", "vpcs": []}
+
+
+def test_list_shows_every_sandbox(ask):
+    """One line each; how long it has been there instead of a date."""
+    _, out, _, requests = ask(["list"], answer("200 OK", {"sandboxes": [SANDBOX]}))
+
+    header, line = out.splitlines()
+    assert header.split() == ["SANDBOX", "VPC", "ADDRESS", "SLOT", "GENERATION", "AGE"]
+    assert line.split()[:-1] == ["web", "blue", "10.0.0.5", "slot-3", "12"]
+    assert line.split()[-1].endswith("d")
+    assert requests == [("GET", "/v1/sandboxes", None)]
+
+
+def test_show_tells_all_about_a_sandbox(ask):
+    """Identity, place, what it sees of itself, and its counters."""
+    _, out, _, _ = ask(["show", "web"], answer("200 OK", {**SANDBOX, "counters": COUNTERS}))
+
+    for text in ("blue (VNI 4097)", "10.0.0.5", "slot-3", "gnv3 (ifindex 7)", "MTU 1450"):
+        assert text in out
+    assert "tx remote        2    168" in out
+
+
+def test_detach_of_the_absent_is_no_failure(ask):
+    """It is what was asked for, so exit 0; a person gets a note, a program gets JSON."""
+    status, out, err, _ = ask(["detach", "web"], answer("204 No Content"))
+    assert (status, out, err) == (0, "", "note: web is not attached\n")
+
+    status, out, err, _ = ask(["-j", "detach", "web"], answer("204 No Content"))
+    assert status == 0
+    assert json.loads(out) == {
+        "schema": "geneve-ebpf/detached/1", "sandbox": "web", "generation": None, "counters": None,
+    }  # fmt: skip
+
+
+def test_a_ready_node_is_shown_with_exit_0(ask):
+    """Readiness is asked first, then the facts."""
+    reply = {"schema": "geneve-ebpf/ready/1", "ready": True}
+    both = (answer("200 OK", reply, "Connection: close"), answer("200 OK", NODE))
+    status, out, err, requests = ask(["node", "status"], *both)
+
+    assert (status, err) == (0, "")
+    assert [path for _, path, _ in requests] == ["/readyz", "/v1/node"]
+    assert "15 ready, 1 attached (keeps 16 ready)" in out
+    assert "192.0.2.1 port 6081 over eth1" in out
+
+
+def test_a_degraded_node_is_shown_and_exits_8(ask):
+    """The facts are printed all the same; the reason is the error."""
+    why = GeneveError(Code.DEGRADED, "the slot process died")
+    both = (
+        answer("503 Service Unavailable", why.as_json(), "Connection: close"),
+        answer("200 OK", NODE),
+    )
+    status, out, err, _ = ask(["node", "status"], *both)
+
+    assert status == Exit.DEGRADED.value
+    assert "no: the slot process died" in out
+    assert "degraded" in err
+
+
+def test_version_works_without_an_agent(ask, monkeypatch, capsys, tmp_path):
+    """Ours always; the agent's if one answers. Neither is a failure."""
+    _, out, _, _ = ask(["version", "-j"], answer("200 OK", {"schema": "s", "version": "9.9"}))
+    assert json.loads(out)["agent"] == {"version": "9.9"}
+
+    monkeypatch.setenv(HOST_VARIABLE, f"unix://{tmp_path}/none.sock")
+    assert run(["version"]) == 0
+    assert "none (agent_unreachable)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", list(Code))
+def test_every_error_of_the_agent_has_its_exit_status(ask, code):
+    """One line that says what, one that says the mend; stdout stays empty."""
+    error = GeneveError(code, "what happened", hint="what to do")
+    reply = answer(f"{code.value.status} Something", error.as_json())
+    status, out, err, _ = ask(["vpc", "delete", "blue"], reply)
+
+    assert status == code.value.exit.value != 0
+    assert out == ""
+    assert err == f"error: what happened ({code.slug})\nhint: what to do\n"
+
+
+def test_an_error_is_json_on_stderr_after_j(ask):
+    """stdout is only ever the result, so a program never mistakes an error for one."""
+    error = GeneveError(Code.VPC_NOT_FOUND, "no VPC blue", hint="vpc list", field="vpc")
+    _, out, err, _ = ask(["-j", "vpc", "show", "blue"], answer("404 Not Found", error.as_json()))
+
+    assert out == ""
+    assert json.loads(err) == {"schema": "geneve-ebpf/error/1", **error.as_json()}
+
+
+def test_a_conflict_says_what_differs(ask):
+    """Each differing field with what is there and what was asked for."""
+    error = GeneveError(
+        Code.SANDBOX_EXISTS, "web differs", details={"vpc": {"have": "red", "want": "blue"}}
+    )
+    status, _, err, _ = ask(
+        ["attach", "web", "--vpc", "blue"], answer("409 Conflict", error.as_json())
+    )
+
+    assert status == Exit.CONFLICT.value
+    assert "vpc: it has red, asked for blue" in err
+
+
+def test_an_agent_cannot_move_the_terminal(ask):
+    """Control characters in what the agent says are not printed."""
+    error = GeneveError(Code.INTERNAL, "a\x1b[2Jb\nc", hint="d\re")
+    _, _, err, _ = ask(["vpc", "show", "blue"], answer("500 No", error.as_json()))
+
+    assert "\x1b" not in err
+    assert "\r" not in err
+    assert len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["attach", "../../etc", "--vpc", "blue"], "bad_name"),
+        (["attach", "Web", "--vpc", "blue"], "bad_name"),
+        (["attach", "x" * 64, "--vpc", "blue"], "bad_name"),
+        (["attach", "", "--vpc", "blue"], "bad_name"),
+        (["attach", "web", "--vpc", "a/b"], "bad_name"),
+        (["attach", "web", "--vpc", "blue", "--address", "10.0.0"], "bad_address"),
+        (["attach", "web", "--vpc", "blue", "--address", "224.0.0.1"], "bad_address"),
+        (["attach", "web", "--vpc", "blue", "--slot", "3"], "bad_name"),
+        (["attach", "web"], "bad_request"),
+        (["detach", "web", "--generation", "x"], "bad_request"),
+        (["vpc", "create", "blue", "--vni", "0", "--prefix", "10.0.0.0/8"], "bad_vni"),
+        (["vpc", "create", "blue", "--vni", "16777216", "--prefix", "10.0.0.0/8"], "bad_vni"),
+        (["vpc", "create", "blue", "--vni", "9", "--prefix", "10.0.0.1/8"], "bad_prefix"),
+        (["vpc", "create", "blue", "--vni", "9"], "bad_request"),
+        (["vtep", "add", "::1"], "bad_address"),
+        (["vtep", "add", "192.0.2.1", "--mtu", "70"], "bad_mtu"),
+        (["route", "add", "10.0.0.0/8", "--vpc", "blue"], "bad_request"),
+        (["route", "add", "10.0.0.0/8", "--vpc", "b", "--local", "--blackhole"], "bad_request"),
+        (["route", "add", "10.0.0.0/8", "--vpc", "b", "--local", "--mac", "02::"], "bad_request"),
+        (
+            ["route", "add", "10.0.0.0/8", "--vpc", "b", "--via", "192.0.2.2", "--mac", "0a:0b"],
+            "bad_mac",
+        ),
+        (["slot", "release", "slot-01"], "bad_name"),
+        (["netns-exec", "web", "--"], "bad_request"),
+        (["frobnicate"], "bad_request"),
+        (["vpc", "frobnicate"], "bad_request"),
+        (["list", "--frobnicate"], "bad_request"),
+        (["--host", "tcp://1.2.3.4", "list"], "bad_request"),
+        (["agent", "run"], "bad_request"),
+        (["apply"], "bad_request"),
+    ],
+)
+def test_a_mistake_in_the_command_ends_before_anything_is_asked(
+    words, code, monkeypatch, capsys, tmp_path
+):
+    """Exit 2, one line, a hint; no agent is needed to find out."""
+    monkeypatch.setenv(HOST_VARIABLE, f"unix://{tmp_path}/none.sock")
+
+    assert run(words) == Exit.USAGE.value
+    out, err = capsys.readouterr()
+    assert out == ""
+    error, hint = err.splitlines()
+    assert error.startswith("error: ")
+    assert error.endswith(f"({code})")
+    assert hint.startswith("hint: ")
+
+
+def test_no_agent_exits_5(monkeypatch, capsys, tmp_path):
+    """With what to do about it."""
+    monkeypatch.setenv(HOST_VARIABLE, f"unix://{tmp_path}/none.sock")
+
+    assert run(["list"]) == Exit.UNREACHABLE.value
+    assert "agent run" in capsys.readouterr().err
+
+
+def test_host_option_wins_over_the_environment(ask, monkeypatch, capsys, tmp_path):
+    """-H names another agent for one command."""
+    with peer(tmp_path, [answer("200 OK", {"vpcs": []})]) as served:
+        monkeypatch.setenv(HOST_VARIABLE, f"unix://{tmp_path}/none.sock")
+        assert run(["-H", f"unix://{served.path}", "vpc", "list"]) == 0
+
+
+@pytest.mark.parametrize("words", [[], ["vpc"], ["route"]])
+def test_nothing_to_do_shows_the_help_on_stderr(words, capsys):
+    """Exit 2 as for any incomplete command."""
+    assert run(words) == Exit.USAGE.value
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Usage: geneve-ebpf")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["vpc", "-h"], ["attach", "--help"]])
+def test_help_is_what_was_asked_for(words, capsys):
+    """On stdout, exit 0."""
+    assert run(words) == 0
+    assert capsys.readouterr().out.startswith("Usage: geneve-ebpf")
+
+
+def spawn(*words, environment=None, **options):
+    """The command as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "geneve_ebpf", *words],
+        env={**os.environ, **(environment or {})},
+        text=True,
+        **options,
+    )
+
+
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
+    """`geneve-ebpf list | head -0` leaves no traceback."""
+    rows = {"vpcs": [{"name": f"vpc{n}", **VPC} for n in range(5000)]}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with peer(tmp_path, [answer("200 OK", rows)]) as served:
+        host = {HOST_VARIABLE: f"unix://{served.path}"}
+        process = spawn(
+            "vpc", "list", environment=host, stdout=writer, stderr=subprocess.PIPE
+        )
+        os.close(writer)
+        _, err = process.communicate(timeout=20)
+
+    assert err == ""
+    assert process.returncode in (-signal.SIGPIPE, 128 + signal.SIGPIPE)
+
+
+def test_an_interrupt_ends_the_command_quietly(tmp_path):
+    """^C while the agent is silent: no traceback, and the status of a signal."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "api.sock"))
+    listener.listen()
+    listener.settimeout(20)
+    host = {HOST_VARIABLE: f"unix://{tmp_path}/api.sock"}
+    with listener:
+        process = spawn("list", environment=host, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(20)
+            connection.recv(100)  # so it is waiting for an answer now
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+
+    assert (out, err.strip(), process.returncode) == ("", "", 130)
+
+
+def test_a_command_that_asks_the_agent_imports_nothing_heavy(tmp_path):
+    """Starting must stay quick: none of these is needed to ask a question."""
+    program = (
+        "import sys\nfrom geneve_ebpf.cli.app import run\nrun(['vpc', 'list'])\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    with peer(tmp_path, [answer("200 OK", {"vpcs": []})]) as served:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, HOST_VARIABLE: f"unix://{served.path}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    loaded = set(done.stdout.splitlines()[-1].split())
+    heavy = {"pyroute2", "bcc", "scapy", "rich", "asyncio", "sqlite3", "prometheus_client"}
+    assert loaded & heavy == set()

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client against a socket that says exactly what a test wants it to say."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from geneve_ebpf.client import HOST_VARIABLE, AgentClient, error_from_json
+from geneve_ebpf.errors import Code, GeneveError
+from tests.peer import answer, peer
+
+
+def test_a_request_is_plain_http_and_its_answer_comes_back_decoded(tmp_path):
+    """One request line, the headers HTTP/1.1 wants, JSON both ways."""
+    with peer(tmp_path, [answer("201 Created", {"sandbox": "a"})]) as served:
+        with AgentClient(served.path) as client:
+            result = client.request("PUT", "/v1/sandboxes/a", {"vpc": "blue"})
+
+    assert result == (201, {"sandbox": "a"})
+    head, _, body = served.received[0].partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "PUT /v1/sandboxes/a HTTP/1.1"
+    assert {"Host: agent", f"Content-Length: {len(body)}"} <= set(lines)
+    assert json.loads(body) == {"vpc": "blue"}
+
+
+def test_one_connection_serves_many_requests(tmp_path):
+    """Keep-alive: the second request needs no second connection; no body is {}."""
+    with peer(tmp_path, [answer("200 OK", {"n": 1}), answer("204 No Content")]) as served:
+        with AgentClient(served.path) as client:
+            assert client.request("GET", "/a") == (200, {"n": 1})
+            assert client.request("DELETE", "/b") == (204, {})
+
+    assert served.connections == 1
+
+
+def test_an_answer_in_pieces_is_put_together(tmp_path):
+    """Where the kernel cuts a stream is of no meaning, inside head and body."""
+    whole = answer("200 OK", {"text": "x" * 200_000})
+    pieces = [whole[:7], whole[7:40], whole[40:100_000], whole[100_000:]]
+    with peer(tmp_path, [pieces]) as served, AgentClient(served.path) as client:
+        _, body = client.request("GET", "/a")
+
+    assert len(body["text"]) == 200_000
+
+
+def test_a_connection_the_agent_closed_meanwhile_is_opened_anew(tmp_path):
+    """After a restart of the agent the next request goes to the new one, once."""
+    with peer(tmp_path, [answer("200 OK", {"n": 1})], [answer("200 OK", {"n": 2})]) as served:
+        with AgentClient(served.path) as client:
+            client.request("GET", "/a")
+            while served.connections == 1:  # until the peer has closed and waits for the next
+                try:
+                    assert client.request("POST", "/b", {}) == (200, {"n": 2})
+                except GeneveError as error:
+                    # Sent just before it closed: not repeated by itself, so said to the caller.
+                    assert error.code is Code.AGENT_UNREACHABLE
+
+    assert served.connections == 2
+
+
+def test_connection_close_is_heeded(tmp_path):
+    """An agent that is about to close is not asked again on that connection."""
+    script = ([answer("200 OK", {}, "Connection: close")], [answer("200 OK", {"n": 2})])
+    with peer(tmp_path, *script) as served, AgentClient(served.path) as client:
+        client.request("GET", "/a")
+        assert client.request("GET", "/b") == (200, {"n": 2})
+
+
+def test_an_error_answer_is_raised_as_it_was_meant(tmp_path):
+    """Code, message, hint, field and details survive the way over the socket."""
+    sent = GeneveError(
+        Code.SANDBOX_EXISTS,
+        "web is attached with other settings",
+        hint="detach it first",
+        field="address",
+        details={"address": {"have": "10.0.0.5", "want": "10.0.0.6"}},
+    )
+    with peer(tmp_path, [answer("409 Conflict", sent.as_json())]) as served:
+        with AgentClient(served.path) as client, pytest.raises(GeneveError) as caught:
+            client.request("PUT", "/v1/sandboxes/web", {"vpc": "blue"})
+
+    assert caught.value.as_json() == sent.as_json()
+
+
+@pytest.mark.parametrize("code", list(Code))
+def test_every_code_is_known_to_the_client(code):
+    """A code of the closed list comes back as itself."""
+    assert error_from_json(GeneveError(code, "text").as_json()).code is code
+
+
+def test_a_code_of_a_newer_agent_becomes_internal_and_is_named():
+    """The text still tells the user what it was."""
+    error = error_from_json({"error": {"code": "solar_flare", "message": "too bright"}}, 503)
+
+    assert (error.code, error.message) == (Code.INTERNAL, "too bright (solar_flare)")
+
+
+@pytest.mark.parametrize("body", [{}, {"error": "no"}, {"error": None}])
+def test_an_error_without_words_still_is_one(body):
+    """A status of 400 or more never passes for success."""
+    assert error_from_json(body, 502).code is Code.INTERNAL
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}",
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n\xff",
+        b"x" * 20_000,
+    ],
+    ids=[
+        "nothing", "half-head", "half-body", "ssh", "no-status", "list", "not-json", "too-much",
+        "bad-length", "chunked", "not-utf8", "endless-head",
+    ],
+)  # fmt: skip
+def test_what_is_no_answer_is_agent_unreachable(tmp_path, said):
+    """Whoever listens there, the caller gets one kind of error and no traceback."""
+    with peer(tmp_path, [said]) as served, AgentClient(served.path) as client:
+        with pytest.raises(GeneveError) as caught:
+            client.request("GET", "/a")
+
+    assert caught.value.code is Code.AGENT_UNREACHABLE
+
+
+def test_a_silent_agent_is_waited_for_no_longer_than_asked(tmp_path):
+    """The timeout is the client's own; the error says that the outcome is unknown."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "api.sock"))
+    listener.listen()
+    with listener, AgentClient(tmp_path / "api.sock", timeout=0.05) as client:
+        with pytest.raises(GeneveError) as caught:
+            client.request("POST", "/v1/slots:reserve", {})
+
+    assert caught.value.code is Code.AGENT_UNREACHABLE
+    assert "not known" in caught.value.hint
+
+
+def test_no_socket_no_agent(tmp_path):
+    """A missing socket, a socket nobody listens on, and a plain file are all no agent."""
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(tmp_path / "dead.sock"))
+    dead.close()
+    (tmp_path / "file").touch()
+
+    for name in ("missing.sock", "dead.sock", "file", "x" * 200):
+        with pytest.raises(GeneveError) as caught:
+            AgentClient(tmp_path / name).request("GET", "/healthz")
+        assert caught.value.code is Code.AGENT_UNREACHABLE
+        assert "agent run" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to stop being root")
+def test_a_socket_of_roots_is_not_permitted(tmp_path):
+    """Somebody else than root is told so, rather than that no agent runs."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "api.sock"))
+    listener.listen()
+    os.chmod(tmp_path / "api.sock", 0o660)
+    program = (
+        "import os, sys\nos.setuid(65534)\n"
+        "from geneve_ebpf.client import AgentClient\n"
+        "from geneve_ebpf.errors import GeneveError\n"
+        "try: AgentClient(sys.argv[1]).request('GET', '/healthz')\n"
+        "except GeneveError as error: print(error.code.slug)\n"
+    )
+    with listener:
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "api.sock")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    assert done.stdout.strip() == "not_permitted"
+
+
+@pytest.mark.parametrize("host", ["", "/run/api.sock", "tcp://127.0.0.1:1", "unix://relative"])
+def test_a_host_that_is_no_socket_is_refused(host):
+    """Only unix:///path names an agent."""
+    with pytest.raises(GeneveError) as caught:
+        AgentClient.from_host(host)
+
+    assert caught.value.code is Code.BAD_REQUEST
+    assert caught.value.field == HOST_VARIABLE
+
+
+def test_the_environment_names_the_agent(monkeypatch):
+    """GENEVE_EBPF_HOST, and without it the agent of node `default`."""
+    monkeypatch.setenv(HOST_VARIABLE, "unix:///run/x/api.sock")
+    assert AgentClient.from_environment().path == "/run/x/api.sock"
+
+    monkeypatch.delenv(HOST_VARIABLE)
+    assert AgentClient.from_environment().path == "/run/geneve-ebpf/default/api.sock"
+
+
+def test_the_client_imports_nothing_heavy():
+    """A caller that attaches on its hot path gets json, socket and our errors, no more."""
+    program = (
+        "from __future__ import annotations\n"
+        "import sys, json, socket, struct, typing, dataclasses, enum; before = set(sys.modules)\n"
+        "import geneve_ebpf.client; print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["geneve_ebpf", "geneve_ebpf.client", "geneve_ebpf.errors"]
