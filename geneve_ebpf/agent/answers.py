@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How values look in the API's JSON. Each whole body names its schema and version."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from geneve_ebpf.agent.slot_pool import Place, SlotPool
+from geneve_ebpf.dataplane import Counters, Drops, Event, Traffic
+from geneve_ebpf.model import Attachment, Guest, Route, Vpc, Vtep
+
+Json = dict[str, object]
+GUEST_INTERFACE = "eth0"
+
+
+def schema(name: str) -> str:
+    """The value of a body's "schema"."""
+    return f"geneve-ebpf/{name}/1"
+
+
+def guest_json(guest: Guest, mtu: int) -> Json:
+    """What the sandbox sees inside, the same in every slot."""
+    return {
+        "interface": GUEST_INTERFACE,
+        "addresses": [str(guest.address)],
+        "gateway": str(guest.gateway),
+        "mac": str(guest.mac),
+        "gateway_mac": str(guest.gateway_mac),
+        "mtu": mtu,
+    }
+
+
+def slot_json(pool: SlotPool, place: Place) -> Json:
+    """A slot in a list or a reservation."""
+    return {
+        "id": f"slot-{place.index}",
+        "kind": "namespace",
+        "netns": pool.netns(place.index),
+        "host_interface": place.host_interface,
+        "host_ifindex": place.ifindex,
+        "state": place.phase.value,
+    }
+
+
+def sandbox_text(
+    attachment: Attachment, vpc: str, guest: str, netns: str, host_ifindex: int
+) -> str:
+    """The members of a sandbox's body, without the braces around them.
+
+    Put together by hand: attaching waits for it, and no value can hold a
+    character that JSON escapes, except the path, which comes escaped.
+    guest, netns: JSON already.
+    """
+    endpoint = attachment.endpoint
+    return (
+        f'"schema":"geneve-ebpf/sandbox/1","sandbox":"{attachment.sandbox}",'
+        f'"state":"attached","vpc":"{vpc}","vni":{endpoint.vni},'
+        f'"addresses":["{endpoint.address}"],"mac":"{endpoint.mac}","guest":{guest},'
+        f'"slot":{{"id":"slot-{attachment.slot}","kind":"namespace","netns":{netns},'
+        f'"host_interface":"gnv{attachment.slot}","host_ifindex":{host_ifindex}}},'
+        f'"generation":{attachment.generation},'
+        f'"attached_at":"{rfc3339(attachment.attached_at)}"'
+    )
+
+
+def rfc3339(seconds: float) -> str:
+    """A time since the epoch, in UTC with microseconds."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def traffic_json(traffic: Traffic) -> Json:
+    """Packets and bytes."""
+    return {"packets": traffic.packets, "bytes": traffic.bytes}
+
+
+def counters_json(counters: Counters) -> Json:
+    """A sandbox's traffic, from its own side."""
+    return {
+        name: traffic_json(getattr(counters, name))
+        for name in ("tx_local", "tx_remote", "rx_local", "rx_remote")
+    }
+
+
+def vpc_json(vpc: Vpc) -> Json:
+    """A VPC as it stands in a state."""
+    return {"name": vpc.name, "vni": vpc.vni, "prefixes": [str(p) for p in vpc.prefixes]}
+
+
+def vtep_json(vtep: Vtep) -> Json:
+    """A VTEP as it stands in a state."""
+    return {"address": str(vtep.address), "mtu": vtep.mtu}
+
+
+def route_json(route: Route) -> Json:
+    """A route as it stands in a state: `vtep` and `mac` only where it has them."""
+    body: Json = {"vpc": route.vpc, "prefix": str(route.prefix), "kind": route.kind.value}
+    if route.vtep is not None:
+        body["vtep"] = str(route.vtep)
+    if route.mac is not None:
+        body["mac"] = str(route.mac)
+    return body
+
+
+def drops_json(drops: list[Drops], events: list[Event]) -> Json:
+    """Every reason and event, those that never happened too."""
+    return {
+        "schema": schema("drops"),
+        "drops": [
+            {
+                "reason": one.reason.slug,
+                "direction": one.direction.value,
+                "class": one.reason.drop_class,
+                "packets": one.packets,
+                "bytes": one.bytes,
+                "text": one.reason.text,
+            }
+            for one in drops
+        ],
+        "events": [
+            {"event": one.event.slug, "packets": one.packets, "text": one.event.text}
+            for one in events
+        ],
+    }

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's configuration: a TOML file in, settings out."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any, TypeVar
+
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import (
+    Guest,
+    NodeSettings,
+    parse_address,
+    parse_mac,
+    parse_name,
+    parse_prefix,
+)
+
+T = TypeVar("T")
+
+SLOTS_MAX = 10_000
+# As the kernel's dev_valid_name(): up to 15 bytes, no slash, no colon, no white space.
+INTERFACE = re.compile(r"[^\s/:]{1,15}")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which CPU each process is kept on; None leaves it to the scheduler.
+
+    The tail of an attach is best with the agent and its caller on one CPU and
+    the slot process on another.
+    """
+
+    agent_cpu: int | None = None
+    slot_cpu: int | None = None
+    exporter_cpu: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Everything the configuration file can say."""
+
+    node: NodeSettings
+    metrics_per_sandbox: bool = False
+    placement: Placement = field(default_factory=Placement)
+
+
+def load(path: Path, slots: int | None = None) -> AgentConfig:
+    """Read a configuration file; `slots` overrides the file's. Raises BAD_CONFIG."""
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise bad_config(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise bad_config(f"{path} is not UTF-8 text") from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise bad_config(f"{path} is not TOML: {error}") from None
+    config = parse(table)
+    if slots is None:
+        return config
+    return replace(config, node=replace(config.node, slots=_slots(slots, "--slots")))
+
+
+def parse(document: dict[str, Any]) -> AgentConfig:
+    """Settings from a decoded TOML document. Raises BAD_CONFIG, naming the key at fault."""
+    for name, value in document.items():
+        if name not in ("node", "guest", "metrics", "placement") or not isinstance(value, dict):
+            raise bad_config(
+                f"no such table: {name}",
+                field=name,
+                hint="tables are [node] [guest] [metrics] [placement]",
+            )
+    node, guest = Table(document, "node"), Table(document, "guest")
+    metrics, placement = Table(document, "metrics"), Table(document, "placement")
+    config = AgentConfig(
+        node=_node(node, _guest(guest), metrics),
+        metrics_per_sandbox=metrics.take("per_sandbox", _boolean, False),
+        placement=Placement(
+            agent_cpu=placement.take("agent_cpu", _cpu, None),
+            slot_cpu=placement.take("slot_cpu", _cpu, None),
+            exporter_cpu=placement.take("exporter_cpu", _cpu, None),
+        ),
+    )
+    for table in (node, guest, metrics, placement):
+        table.refuse_rest()
+    return config
+
+
+def bad_config(message: str, *, field: str = "", hint: str = "") -> GeneveError:
+    """A BAD_CONFIG error."""
+    return GeneveError(Code.BAD_CONFIG, message, field=field, hint=hint)
+
+
+class Table:
+    """One TOML table, emptied key by key, so that what is left over is unknown."""
+
+    def __init__(self, document: dict[str, Any], name: str) -> None:
+        self.name = name
+        self.left: dict[str, Any] = dict(document.get(name, {}))
+        self.known: list[str] = []
+
+    def take(self, key: str, read: Callable[[Any, str], T], default: T) -> T:
+        """The value of a key through `read`, or the default where the key is missing."""
+        self.known.append(key)
+        if key not in self.left:
+            return default
+        return self._read(key, read)
+
+    def need(self, key: str, read: Callable[[Any, str], T]) -> T:
+        """The value of a key that has no default. Raises BAD_CONFIG."""
+        self.known.append(key)
+        if key not in self.left:
+            name = f"{self.name}.{key}"
+            raise bad_config(f"{name} is missing", field=name)
+        return self._read(key, read)
+
+    def refuse_rest(self) -> None:
+        """Raise BAD_CONFIG if a key was never asked for: most likely a typing mistake."""
+        for key in self.left:
+            name = f"{self.name}.{key}"
+            raise bad_config(
+                f"no such key: {name}",
+                field=name,
+                hint=f"[{self.name}] takes {' '.join(self.known)}",
+            )
+
+    def _read(self, key: str, read: Callable[[Any, str], T]) -> T:
+        name = f"{self.name}.{key}"
+        try:
+            return read(self.left.pop(key), name)
+        except GeneveError as error:
+            if error.code is Code.BAD_CONFIG:
+                raise
+            raise bad_config(
+                f"{name}: {error.message}", field=name, hint=error.hint
+            ) from None
+
+
+def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
+    default = NodeSettings("default", guest.address, ())
+    vtep = table.need("vtep", parse_address)
+    if vtep in guest.network:
+        raise bad_config(
+            f"node.vtep {vtep} is in the guest's range {guest.network}", field="node.vtep"
+        )
+    return NodeSettings(
+        name=table.take("name", parse_name, default.name),
+        vtep=vtep,
+        uplinks=table.need("uplinks", _interfaces),
+        udp_port=table.take("udp_port", _port, default.udp_port),
+        netns=table.take("netns", _optional_path, None),
+        run_root=table.take("run_root", _path, default.run_root),
+        state_root=table.take("state_root", _path, default.state_root),
+        slots=table.take("slots", _slots, default.slots),
+        guest=guest,
+        metrics_listen=metrics.take("listen", _listen, default.metrics_listen),
+        address_rest=table.take("address_rest", _seconds, default.address_rest),
+    )
+
+
+def _guest(table: Table) -> Guest:
+    default = Guest()
+    guest = Guest(
+        address=table.take("address", parse_address, default.address),
+        gateway=table.take("gateway", parse_address, default.gateway),
+        network=table.take("network", parse_prefix, default.network),
+        mac=table.take("mac", parse_mac, default.mac),
+        gateway_mac=table.take("gateway_mac", parse_mac, default.gateway_mac),
+    )
+    for name, address in (("address", guest.address), ("gateway", guest.gateway)):
+        if not _is_host(address, guest.network):
+            raise bad_config(
+                f"guest.{name} {address} is no host address of {guest.network}",
+                field=f"guest.{name}",
+                hint="change guest.address, guest.gateway and guest.network together",
+            )
+    if guest.address == guest.gateway:
+        raise bad_config("the guest cannot be its own gateway", field="guest.gateway")
+    if guest.mac == guest.gateway_mac:
+        raise bad_config("guest and gateway have one MAC", field="guest.gateway_mac")
+    return guest
+
+
+def _is_host(address: object, network: IPv4Network) -> bool:
+    ends = (network.network_address, network.broadcast_address)
+    return address in network and (network.prefixlen > 30 or address not in ends)
+
+
+def _integer(value: object, name: str, low: int, high: int) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+        return value
+    raise bad_config(
+        f"{name} is {value!r}", field=name, hint=f"a whole number from {low} to {high}"
+    )
+
+
+def _slots(value: object, name: str) -> int:
+    return _integer(value, name, 0, SLOTS_MAX)
+
+
+def _port(value: object, name: str) -> int:
+    return _integer(value, name, 1, 65535)
+
+
+def _cpu(value: object, name: str) -> int | None:
+    return _integer(value, name, 0, 8191)
+
+
+def _seconds(value: object, name: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 86400:
+        return float(value)
+    raise bad_config(f"{name} is {value!r}", field=name, hint="seconds, 0 to 86400")
+
+
+def _boolean(value: object, name: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise bad_config(f"{name} is {value!r}", field=name, hint="true or false")
+
+
+def _path(value: object, name: str) -> Path:
+    if isinstance(value, str) and value.startswith("/") and "\0" not in value:
+        return Path(value)
+    raise bad_config(f"{name} is {value!r}", field=name, hint="an absolute path")
+
+
+def _optional_path(value: object, name: str) -> Path | None:
+    return _path(value, name)
+
+
+def _interfaces(value: object, name: str) -> tuple[str, ...]:
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(item, str) and INTERFACE.fullmatch(item) for item in value)
+        and len(set(value)) == len(value)
+    ):
+        return tuple(value)
+    raise bad_config(
+        f"{name} is {value!r}", field=name, hint='a list of interfaces, such as ["eth1"]'
+    )
+
+
+def _listen(value: object, name: str) -> str:
+    if value == "":
+        return ""
+    if isinstance(value, str):
+        host, _, port = value.rpartition(":")
+        if port.isdecimal() and 1 <= int(port) <= 65535 and re.fullmatch(r"[0-9.]+", host):
+            parse_listen_host(host, name)
+            return value
+    raise bad_config(
+        f"{name} is {value!r}", field=name, hint='such as "127.0.0.1:16081"; "" is off'
+    )
+
+
+def parse_listen_host(host: str, name: str) -> None:
+    """Raise BAD_CONFIG unless `host` is an IPv4 address; any and loopback are fine here."""
+    if host == "0.0.0.0" or host.startswith("127."):
+        return
+    parse_address(host, name)

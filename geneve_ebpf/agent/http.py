@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/1.1 on the agent's Unix socket: bytes in, requests out, answers back in their order.
+
+Knows no path of the API. A request that cannot be read gets one JSON error and
+its connection is closed; so does a peer that may not use the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from http import HTTPStatus
+from time import perf_counter_ns
+from typing import Protocol, cast
+
+import httptools
+import msgspec
+
+from geneve_ebpf.agent.log import Log
+from geneve_ebpf.errors import Code, GeneveError
+
+HEAD_MAX = 32 << 10  # bytes of request line and header fields
+WAITING_MAX = 256  # requests of one connection that are read and not answered
+CONNECTIONS_MAX = 1024
+LINGER = 1.0  # seconds that a refused peer may go on sending
+PART_TIMEOUT = 30.0  # seconds that a request may stay half-sent
+SO_PEERGROUPS = 59  # asm-generic/socket.h
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end, by the kernel's word."""
+
+    pid: int
+    uid: int
+    gid: int
+    groups: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status and its body, which is JSON or nothing. `head` is further header lines."""
+
+    status: int
+    body: bytes = b""
+    head: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, whole. `received` is perf_counter_ns when its first bytes came in."""
+
+    method: str
+    target: str
+    body: bytes
+    peer: Peer
+    received: int
+
+
+class Handler(Protocol):
+    """What answers requests: at once, or by something to wait for. Must not raise."""
+
+    def handle(self, request: Request) -> Answer | Awaitable[Answer]: ...
+
+    def body_limit(self, target: bytes) -> int: ...
+
+
+def error_answer(error: GeneveError, head: bytes = b"") -> Answer:
+    """A GeneveError as an answer."""
+    return Answer(error.code.value.status, msgspec.json.encode(error.as_json()), head)
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """The credentials that the kernel noted when the peer connected."""
+    pid, uid, gid = struct.unpack(
+        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    )
+    try:
+        packed = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4096)
+    except OSError:  # more than 1,024 groups: the first one has to do
+        packed = b""
+    groups = frozenset(struct.unpack(f"{len(packed) // 4}I", packed[: len(packed) // 4 * 4]))
+    return Peer(pid, uid, gid, groups)
+
+
+_HEADS = {
+    status.value: (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+        + ("" if status.value == 204 else "Content-Type: application/json\r\nContent-Length: ")
+    ).encode()
+    for status in HTTPStatus
+    if status.value >= 200
+}
+
+
+class Server:
+    """The listening side: what all connections share."""
+
+    def __init__(self, handler: Handler, log: Log, group: int) -> None:
+        """group: the gid that, beside root, may use the socket."""
+        self.handler = handler
+        self.log = log
+        self.group = group
+        self.connections: set[Connection] = set()
+        self.stopping = False
+
+    def connection(self) -> Connection:
+        """A protocol for a new connection: pass this to `create_unix_server`."""
+        return Connection(self)
+
+    def sweep(self) -> None:
+        """Refuse what has been half-sent for too long; call it every few seconds."""
+        oldest = perf_counter_ns() - int(PART_TIMEOUT * 1e9)
+        for connection in list(self.connections):
+            connection.refuse_if_older(oldest)
+
+    async def stop(self, seconds: float = 5.0) -> None:
+        """Answer what has been asked, then close every connection."""
+        self.stopping = True
+        deadline = asyncio.get_running_loop().time() + seconds
+        while any(connection.busy for connection in self.connections):
+            if asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(0.01)
+        for connection in list(self.connections):
+            connection.close()
+        await asyncio.sleep(0)
+
+
+class Connection(asyncio.Protocol):
+    """One connection. Requests are answered one after another, in their order."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._peer = Peer(0, -1, -1, frozenset())
+        self._allowed = False
+        self._parser = httptools.HttpRequestParser(self)
+        self._received = 0  # of the bytes that are being parsed
+        self._started = 0  # when the request that is being read began; 0 between two
+        self._closing = False  # nothing more is read
+        self._target = b""
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._head_size = 0
+        self._in_head = True
+        self._limit = 0
+        self._expects = False
+        self._waiting: deque[tuple[Request, bool]] = deque()
+        self._working: asyncio.Task[None] | None = None
+        self._paused_by_peer = False
+        self._refusal: GeneveError | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Is a request read and not answered?"""
+        return self._working is not None
+
+    # From the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports have all of its methods and do not descend from it.
+        self._transport = cast(asyncio.Transport, transport)
+        server = self._server
+        connection = transport.get_extra_info("socket")
+        self._peer = peer_of(connection)
+        peer = self._peer
+        self._allowed = (
+            peer.uid == 0 or peer.gid == server.group or server.group in peer.groups
+        )
+        if len(server.connections) >= CONNECTIONS_MAX:
+            self._refuse(
+                GeneveError(
+                    Code.BUSY,
+                    f"{CONNECTIONS_MAX} connections are open",
+                    hint="keep one connection and use it again",
+                )
+            )
+            return
+        server.connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._closing = True
+        self._waiting.clear()
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self._received = perf_counter_ns()
+        if self._in_head:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(
+                GeneveError(
+                    Code.BAD_REQUEST, "no other protocol is spoken here", hint="leave Upgrade out"
+                )
+            )
+            return
+        except httptools.HttpParserError as error:
+            refusal = self._refusal
+            if refusal is None:
+                refusal = GeneveError(
+                    Code.BAD_REQUEST, f"not HTTP/1.1: {error}", hint="see docs/api.md"
+                )
+            self._refuse(refusal)
+            return
+        if self._in_head and self._head_size > HEAD_MAX:
+            self._refuse(_too_large("the request's head", HEAD_MAX))
+
+    def eof_received(self) -> bool:
+        """The peer has sent its last. What it asked for whole is still answered."""
+        if self._started and not self._closing:
+            self._refuse(
+                GeneveError(
+                    Code.BAD_REQUEST,
+                    "the request ends half-way",
+                    hint="nothing was changed; send it whole",
+                )
+            )
+        self._closing = True
+        return self.busy  # True keeps the transport open for the answers
+
+    def pause_writing(self) -> None:
+        self._paused_by_peer = True
+        self._read_on_or_not()
+
+    def resume_writing(self) -> None:
+        self._paused_by_peer = False
+        self._read_on_or_not()
+
+    # From the parser
+
+    def on_message_begin(self) -> None:
+        self._parts.clear()
+        self._size = 0
+        self._target = b""
+        self._expects = False
+        self._in_head = True
+        self._started = self._received
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(name) == 6 and name.lower() == b"expect":
+            self._expects = value.lower() == b"100-continue"
+        elif len(name) == 14 and name.lower() == b"content-length":
+            self._size = int(value) if value.isdigit() else 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_size = 0
+        self._limit = self._server.handler.body_limit(self._target)
+        announced, self._size = self._size, 0
+        if announced > self._limit:
+            self._stop_parsing(_too_large("the body", self._limit))
+        if self._expects and self._transport is not None and not self.busy:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._size += len(body)
+        if self._size > self._limit:
+            self._stop_parsing(_too_large("the body", self._limit))
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        self._started = 0
+        self._in_head = True
+        self._head_size = 0
+        if self._parser.should_upgrade() or self._closing:
+            return  # feed_data raises for the former
+        parts = self._parts
+        request = Request(
+            self._parser.get_method().decode("ascii"),
+            self._target.decode("latin-1"),
+            parts[0] if len(parts) == 1 else b"".join(parts),
+            self._peer,
+            self._received,
+        )
+        self._parts = []
+        keep = self._parser.should_keep_alive() and not self._server.stopping
+        if self._working is not None:
+            self._waiting.append((request, keep))
+            self._read_on_or_not()
+            return
+        self._begin(request, keep)
+
+    # Answering
+
+    def _begin(self, request: Request, keep: bool) -> None:
+        """Answer one request, at once where that is possible."""
+        if not self._allowed:
+            answer: Answer | Awaitable[Answer] = error_answer(
+                GeneveError(
+                    Code.NOT_PERMITTED,
+                    f"uid {request.peer.uid} may not use this socket",
+                    hint="run it as root, or as a member of the socket's group",
+                )
+            )
+            keep = False
+        else:
+            answer = self._server.handler.handle(request)
+        if isinstance(answer, Answer):
+            self._send(request, answer, keep)
+        else:
+            self._working = asyncio.ensure_future(self._work(request, answer, keep))
+
+    async def _work(self, request: Request, awaitable: Awaitable[Answer], keep: bool) -> None:
+        """Wait for one answer, then go through what has come in meanwhile."""
+        self._send(request, await awaitable, keep)
+        while self._waiting:
+            request, keep = self._waiting.popleft()
+            answer = self._server.handler.handle(request)
+            if not isinstance(answer, Answer):
+                answer = await answer
+            self._send(request, answer, keep)
+        self._working = None
+        self._read_on_or_not()
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+        elif self._closing:
+            self.close()
+
+    def _send(
+        self, request: Request, answer: Answer, keep: bool, linger: bool = False
+    ) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        if answer.status == 204:
+            head = _HEADS[204] + answer.head
+        else:
+            head = b"%b%d\r\n%b" % (_HEADS[answer.status], len(answer.body), answer.head)
+        if not keep:
+            head += b"Connection: close\r\n"
+        body = b"" if request.method == "HEAD" else answer.body
+        transport.write(b"%b\r\n%b" % (head, body))
+        if not keep:
+            self._closing = True
+            self._waiting.clear()
+            if linger:
+                transport.write_eof()
+            else:
+                transport.close()
+
+    def _stop_parsing(self, error: GeneveError) -> None:
+        """Within a callback of the parser: raise, after noting what for."""
+        self._refusal = error
+        raise error
+
+    def _refuse(self, error: GeneveError) -> None:
+        """Answer with an error after all that went before, and close."""
+        self._closing = True
+        self._refusal = error
+        if self._working is not None:
+            return  # _work comes back here when the answers before it are out
+        self._started = 0
+        self._server.log.change(
+            "refused",
+            {
+                "uid": self._peer.uid,
+                "pid": self._peer.pid,
+                "code": error.code.slug,
+                "message": error.message,
+            },
+        )
+        if self._transport is not None:
+            # A peer that is still sending must come to read the answer: what it
+            # sends is thrown away for a moment, then the connection is closed.
+            asyncio.get_running_loop().call_later(LINGER, self.close)
+            nobody = Request("", "", b"", self._peer, 0)
+            self._send(nobody, error_answer(error), keep=False, linger=True)
+
+    def refuse_if_older(self, oldest: int) -> None:
+        """Close if a request began before `oldest` (perf_counter_ns) and is still not whole."""
+        if self._started and self._started < oldest and not self._closing:
+            self._refuse(
+                GeneveError(
+                    Code.BAD_REQUEST,
+                    f"the request was not whole within {PART_TIMEOUT:.0f} s",
+                    hint="nothing was changed; send it whole",
+                )
+            )
+
+    def close(self) -> None:
+        """Close the connection once its answers are out."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def _read_on_or_not(self) -> None:
+        """Stop reading from a peer that does not read, or asks faster than it is answered."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._paused_by_peer or len(self._waiting) >= WAITING_MAX:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+
+def _too_large(what: str, limit: int) -> GeneveError:
+    return GeneveError(
+        Code.TOO_LARGE,
+        f"{what} exceeds {limit} bytes",
+        hint="split it, or use PUT /v1/state, which takes most",
+    )

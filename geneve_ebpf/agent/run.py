@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's life: what it starts in which order, and what it leaves behind when it ends.
+
+SIGTERM and SIGINT end the agent alone: what is attached goes on forwarding, and
+the next agent adopts it. Only `node down` removes anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import uvloop
+
+from geneve_ebpf.agent.answers import Json
+from geneve_ebpf.agent.api import Api, NodeFacts
+from geneve_ebpf.agent.children import Child
+from geneve_ebpf.agent.config import AgentConfig, load
+from geneve_ebpf.agent.desired import Desired
+from geneve_ebpf.agent.http import CONNECTIONS_MAX, Server
+from geneve_ebpf.agent.latency import Recorder
+from geneve_ebpf.agent.log import Log
+from geneve_ebpf.agent.notify import notify, watchdog_seconds
+from geneve_ebpf.agent.service import Node
+from geneve_ebpf.agent.slot_pool import SlotPool
+from geneve_ebpf.control.rest_log import RestLog
+from geneve_ebpf.control.state import DesiredState, Rules
+from geneve_ebpf.control.store import Store
+from geneve_ebpf.dataplane import DataPlane, bring_up, facts, tear_down
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.host import namespaces
+from geneve_ebpf.model import NodeSettings
+
+SOCKET_MODE = 0o660
+BACKLOG = 512
+SWEEP_EVERY = 5.0  # seconds between looks for half-sent requests
+# Allocations that lead to a young collection, young ones to a middle one, middle ones to a
+# full one. A full one walks what is not frozen; there is nothing in it that needs haste.
+COLLECT = (20_000, 20, 1000)
+# A waiting thread gets the interpreter after this many seconds (default 5 ms).
+SWITCH_INTERVAL = 0.0001
+
+
+def run(config: Path, slots: int | None = None) -> None:
+    """Serve the node that a configuration file describes, until SIGTERM or `node down`.
+
+    slots: ready slots to keep, instead of the file's. Raises GeneveError:
+    BAD_CONFIG, NOT_PERMITTED, MOUNT_NAMESPACE, AGENT_RUNNING, STATE_STORE, and
+    what `bring_up` raises. A start that fails leaves running what ran before.
+    """
+    serve(load(config, slots))
+
+
+def serve(config: AgentConfig) -> None:
+    """As `run`, with the configuration read already."""
+    log = Log()
+    settings = config.node
+    _require_root()
+    namespaces.require_machine_mounts()
+    with ExitStack() as stack:
+        stack.enter_context(_sole_agent(settings))
+        stack.enter_context(namespaces.entering(settings.netns))
+        if config.placement.agent_cpu is not None:
+            _keep_on(config.placement.agent_cpu)
+        _raise_descriptor_limit()
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        log.info("starting", node=settings.name, vtep=settings.vtep, pid=os.getpid())
+        store = stack.enter_context(
+            contextlib.closing(Store(settings.state_directory / "state.db"))
+        )
+        state = store.load(Rules(settings.guest.network, settings.vtep))
+        dataplane = stack.enter_context(contextlib.closing(bring_up(settings)))
+        recorder = stack.enter_context(
+            contextlib.closing(Recorder(settings.run_directory / "latency"))
+        )
+        rests = stack.enter_context(
+            contextlib.closing(RestLog(settings.run_directory / "resting"))
+        )
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_Agent(config, dataplane, log).live(store, state, recorder, rests))
+    log.info("stopped", node=settings.name)
+
+
+def down(settings: NodeSettings, *, force: bool = False) -> None:
+    """Take down a node that no agent serves.
+
+    Removes what `POST /v1/node:down` does. Raises NODE_IN_USE while sandboxes are
+    attached, unless `force`; AGENT_RUNNING if an agent serves it after all.
+    """
+    _require_root()
+    namespaces.require_machine_mounts()
+    with _sole_agent(settings):
+        if not force:
+            try:
+                dataplane = DataPlane.open(settings.run_directory, writable=False)
+            except GeneveError as error:
+                if error.code is not Code.NODE_SETUP:
+                    raise
+            else:
+                with contextlib.closing(dataplane):
+                    _refuse_in_use(sum(1 for _ in dataplane.attachments()))
+        tear_down(settings)
+
+
+class _Agent:
+    """One run of the agent, from an open data plane on."""
+
+    def __init__(self, config: AgentConfig, dataplane: DataPlane, log: Log) -> None:
+        self._config = config
+        self._settings = config.node
+        self._dataplane = dataplane
+        self._log = log
+        self._stop = asyncio.Event()
+        self._children: list[Child] = []
+        self._going_down = False
+
+    async def live(
+        self, store: Store, state: DesiredState, recorder: Recorder, rests: RestLog
+    ) -> None:
+        """Adopt, start the children, serve until told to stop."""
+        loop = asyncio.get_running_loop()
+        settings, log = self._settings, self._log
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        log.deferred_by(loop.call_soon)
+        desired = Desired(
+            self._dataplane, store, state, settings.address_rest, time.monotonic, log
+        )
+        pool = SlotPool(
+            self._dataplane, settings.run_directory / "netns", settings.slots, log
+        )
+        self._pool = pool
+        self._node = Node(settings, self._dataplane, desired, pool, rests, recorder, log)
+        self._node.adopt()
+        desired.program()
+        self._start_children(pool)
+        found = facts(settings.run_directory)
+        api = Api(
+            self._node,
+            NodeFacts(
+                found.boot,
+                self._dataplane.layout,
+                self._dataplane.program,
+                self._dataplane.mtu,
+                time.monotonic(),
+            ),
+            log,
+            self._problems,
+            self._take_down,
+        )
+        path = settings.run_directory / "api.sock"
+        listening = _listen(path)
+        self._server = Server(api, log, os.stat(path).st_gid)
+        listener = await loop.create_unix_server(
+            self._server.connection, sock=listening, backlog=BACKLOG
+        )
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*COLLECT)
+        notify("READY=1")
+        log.info(
+            "serving",
+            socket=path,
+            boot=found.boot,
+            sandboxes=self._node.count(),
+            revision=desired.state.revision,
+        )
+        beats = asyncio.ensure_future(self._beat())
+        await self._stop.wait()
+        notify("STOPPING=1")
+        beats.cancel()
+        if not self._going_down:  # else it is gone, and another agent's may be there by now
+            path.unlink(missing_ok=True)
+        listener.close()
+        await self._server.stop()
+        pool.stop()
+        for child in self._children:
+            await child.stop()
+        log.flush()
+
+    def _start_children(self, pool: SlotPool) -> None:
+        settings, placement = self._settings, self._config.placement
+        text = settings.as_json()
+        maker = Child(
+            "slot process",
+            ["-m", "geneve_ebpf.agent.slot_process", "--settings-json", text],
+            self._log,
+            cpu=placement.slot_cpu,
+            on_start=pool.connect,
+            on_death=pool.disconnect,
+        )
+        self._children.append(maker)
+        if settings.metrics_listen:
+            more = ["--per-sandbox"] if self._config.metrics_per_sandbox else []
+            self._children.append(
+                Child(
+                    "exporter",
+                    ["-m", "geneve_ebpf.exporter", "--settings-json", text, *more],
+                    self._log,
+                    cpu=placement.exporter_cpu,
+                )
+            )
+        for child in self._children:
+            child.start()
+
+    def _problems(self) -> list[str]:
+        """Why the node is not whole."""
+        problems = [child.problem for child in self._children if child.problem]
+        if self._going_down:
+            problems.append("the node is being taken down")
+        return problems + list(self._node.degraded())
+
+    async def _take_down(self, force: bool) -> Json:
+        """POST /v1/node:down: remove what was made, then have the agent end."""
+        if self._going_down:
+            raise GeneveError(Code.BUSY, "the node is being taken down already", hint="wait")
+        sandboxes = self._node.count()
+        if not force:
+            _refuse_in_use(sandboxes)
+        # From here on nobody attaches: the check above must stay true.
+        self._going_down = self._node.closed = True
+        slots = len(self._pool.places())
+        self._pool.stop()
+        for child in self._children:
+            await child.stop()
+        try:
+            await asyncio.to_thread(tear_down, self._settings)
+        except GeneveError:
+            # Half of it may be gone. The agent ends all the same, and the next
+            # `node down` or start goes on from there.
+            self._going_down = False
+            self._stop.set()
+            raise
+        self._log.info("node-down", sandboxes=sandboxes, slots=slots, force=force)
+        self._stop.set()
+        return {"node": self._settings.name, "sandboxes": sandboxes, "slots": slots}
+
+    async def _beat(self) -> None:
+        """What is due every few seconds: the watchdog, and half-sent requests."""
+        watchdog = watchdog_seconds()
+        every = SWEEP_EVERY if watchdog is None else min(SWEEP_EVERY, watchdog)
+        while True:
+            await asyncio.sleep(every)
+            self._server.sweep()
+            if watchdog is not None:
+                notify("WATCHDOG=1")
+
+
+@contextmanager
+def _sole_agent(settings: NodeSettings) -> Iterator[None]:
+    """Hold the node's lock, which the kernel lets go of when this process ends."""
+    directory = settings.run_directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+        descriptor = os.open(directory / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise GeneveError(
+            Code.NODE_SETUP, f"cannot make {directory}: {error.strerror}", hint="see node.run_root"
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+            raise GeneveError(
+                Code.AGENT_RUNNING,
+                f"process {owner or '?'} serves node {settings.name} already",
+                hint="stop it first, or give this node another name",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket at `path`, in place of what an agent that died has left there."""
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o777 & ~SOCKET_MODE)
+    try:
+        listening.bind(str(path))
+    except OSError as error:
+        listening.close()
+        raise GeneveError(
+            Code.NODE_SETUP, f"cannot listen on {path}: {error}", hint="see node.run_root"
+        ) from None
+    finally:
+        os.umask(before)
+    listening.listen(BACKLOG)
+    listening.setblocking(False)
+    return listening
+
+
+def _refuse_in_use(sandboxes: int) -> None:
+    if sandboxes:
+        raise GeneveError(
+            Code.NODE_IN_USE,
+            f"{sandboxes} sandbox{'es are' if sandboxes > 1 else ' is'} attached",
+            hint="detach them, or use --force to cut them off",
+        )
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise GeneveError(Code.NOT_PERMITTED, "the agent needs root", hint="use sudo")
+
+
+def _keep_on(cpu: int) -> None:
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except OSError as error:
+        raise GeneveError(
+            Code.BAD_CONFIG,
+            f"no CPU {cpu} to run on: {error.strerror}",
+            field="placement.agent_cpu",
+            hint="nproc says how many there are",
+        ) from None
+
+
+def _raise_descriptor_limit() -> None:
+    """One descriptor a connection, and some for maps."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS_MAX + 512
+    if soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent does with sandboxes and slots. Knows nothing of HTTP.
+
+Everything here runs in one thread, and none of it waits: two requests for one
+name cannot meet half-way. The maps are the record of what is attached; memory
+holds an index of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from geneve_ebpf.agent.desired import Desired
+from geneve_ebpf.agent.latency import Recorder
+from geneve_ebpf.agent.log import Log
+from geneve_ebpf.agent.slot_pool import Phase, Place, SlotPool
+from geneve_ebpf.control.rest_log import Rest, RestLog
+from geneve_ebpf.dataplane import Counters, DataPlane
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import (
+    Attachment,
+    Endpoint,
+    NodeSettings,
+    Vpc,
+    endpoint_mac,
+    parse_address,
+    parse_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where an attach's time went, in nanoseconds.
+
+    wait: from reading the request to starting on it; validate: checks and the
+    choice of address and slot; write: the maps.
+    """
+
+    wait: int
+    validate: int
+    write: int
+    total: int
+
+
+class Node:
+    """The sandboxes and slots of one node."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        dataplane: DataPlane,
+        desired: Desired,
+        pool: SlotPool,
+        rests: RestLog,
+        recorder: Recorder,
+        log: Log,
+    ) -> None:
+        self.settings = settings
+        self.dataplane = dataplane
+        self.desired = desired
+        self.pool = pool
+        self._rests = rests
+        self._recorder = recorder
+        self._log = log
+        self._attachments: dict[str, Attachment] = {}
+        self.closed = False  # the node is being taken down: nothing more is attached
+
+    def adopt(self) -> None:
+        """Take over what the maps hold: called once, at the start."""
+        cut_short = self.dataplane.repair()
+        self._attachments = {one.sandbox: one for one in self.dataplane.attachments()}
+        self.pool.adopt({one.slot for one in self._attachments.values()})
+        now = time.monotonic()
+        for rest in self._rests.open(now):
+            self.desired.book(rest.vni).rest(rest.sandbox, rest.address, rest.until)
+        for one in self._attachments.values():
+            self.desired.book(one.endpoint.vni).take(one.sandbox, one.endpoint.address)
+        self._log.info(
+            "adopted",
+            sandboxes=len(self._attachments),
+            slots=len(self.pool.places()),
+            cut_short=cut_short,
+        )
+
+    # Sandboxes
+
+    def attach(
+        self,
+        name: str,
+        vpc_name: str,
+        address_text: str | None,
+        slot_id: str | None,
+        received: int,
+    ) -> tuple[Attachment, Timing | None]:
+        """Attach a sandbox: checks, then map writes, nothing else.
+
+        received: perf_counter_ns when the request came in. The timing is None
+        if the sandbox was attached so already. Raises GeneveError with the
+        code that says why not; then nothing has changed.
+        """
+        began = checked = time.perf_counter_ns()
+        try:
+            parse_name(name, "sandbox")
+            vpc = self.desired.state.vpcs.get(vpc_name)
+            if vpc is None:
+                parse_name(vpc_name, "vpc")
+                vpc = self.desired.state.vpc(vpc_name)
+            present = self._attachments.get(name)
+            if present is not None:
+                self._refuse_other(present, vpc, address_text, slot_id)
+                return present, None
+            if self.closed:
+                raise _closed()
+            if vpc_name in self.desired.closing:
+                raise GeneveError(
+                    Code.BUSY, f"VPC {vpc_name} is being changed", hint="try again", field="vpc"
+                )
+            book = self.desired.book(vpc.vni)
+            if address_text is None:
+                address = book.choose(name)
+            else:
+                address = parse_address(address_text)
+                book.check(name, address)
+            if slot_id is None:
+                place = self.pool.lowest_ready()
+            else:
+                place = self.pool.place(parse_slot(slot_id))
+            endpoint = Endpoint(vpc.vni, address, endpoint_mac(address))
+            checked = time.perf_counter_ns()
+            attachment = self.dataplane.attach(place.index, name, endpoint)
+        except BaseException:
+            ended = time.perf_counter_ns()
+            validated = (checked if checked > began else ended) - began
+            self._recorder.record(
+                began - received, validated, ended - began - validated, ended - received, ok=False
+            )
+            raise
+        written = time.perf_counter_ns()
+        self._attachments[name] = attachment
+        book.take(name, address)
+        self.pool.move(place, Phase.ATTACHED)
+        timing = Timing(
+            began - received, checked - began, written - checked, time.perf_counter_ns() - received
+        )
+        self._recorder.record(timing.wait, timing.validate, timing.write, timing.total, ok=True)
+        return attachment, timing
+
+    def detach(self, name: str, generation: int | None) -> tuple[Attachment, Counters] | None:
+        """Detach a sandbox; its final counters, or None if it is not attached.
+
+        The slot is destroyed in the background, the address rests. Raises
+        GENERATION_MISMATCH if the sandbox is not of that generation any more.
+        """
+        parse_name(name, "sandbox")
+        attachment = self._attachments.get(name)
+        if attachment is None:
+            return None
+        if generation is not None and generation != attachment.generation:
+            raise GeneveError(
+                Code.GENERATION_MISMATCH,
+                f"sandbox {name} has generation {attachment.generation}, not {generation}",
+                hint="it was attached again since; leave the generation out to detach it anyway",
+                field="generation",
+                details={"generation": {"have": attachment.generation, "want": generation}},
+            )
+        counters = self.dataplane.detach(attachment.slot)
+        del self._attachments[name]
+        endpoint = attachment.endpoint
+        until = self.desired.book(endpoint.vni).give_back(endpoint.address)
+        self.pool.destroy(self.pool.place(attachment.slot))
+        if not self._rests.add(Rest(endpoint.vni, endpoint.address, until, name)):
+            self._rests.rewrite(
+                Rest(vni, address, until, sandbox)
+                for vni, book in self.desired.books()
+                for sandbox, address, until in book.resting()
+            )
+        return attachment, counters
+
+    def attachment(self, name: str) -> Attachment:
+        """The sandbox of that name. Raises SANDBOX_NOT_FOUND."""
+        parse_name(name, "sandbox")
+        attachment = self._attachments.get(name)
+        if attachment is None:
+            raise GeneveError(
+                Code.SANDBOX_NOT_FOUND,
+                f"no sandbox {name} is attached",
+                hint="geneve-ebpf list shows those of this node",
+                field="sandbox",
+            )
+        return attachment
+
+    def attachments(self) -> list[Attachment]:
+        """All attached sandboxes, by name."""
+        return [one for _, one in sorted(self._attachments.items())]
+
+    def __contains__(self, attachment: object) -> bool:
+        """Is this very attachment still there?"""
+        return (
+            isinstance(attachment, Attachment)
+            and self._attachments.get(attachment.sandbox) is attachment
+        )
+
+    def count(self) -> int:
+        """How many sandboxes are attached."""
+        return len(self._attachments)
+
+    def vpc_name(self, vni: int) -> str:
+        """Name of the VPC with that VNI; "" if none has it, because the store was lost."""
+        vpc = self.desired.state.vpc_by_vni.get(vni)
+        return "" if vpc is None else vpc.name
+
+    # Slots
+
+    def reserve(self) -> Place:
+        """Hand out the lowest ready slot, to be bound later. Raises NO_SLOT."""
+        if self.closed:
+            raise _closed()
+        place = self.pool.lowest_ready()
+        self.dataplane.reserve(place.index)
+        self.pool.move(place, Phase.RESERVED)
+        return place
+
+    def release(self, slot_id: str) -> Place:
+        """Destroy a reserved slot. Raises SLOT_NOT_FOUND; SLOT_TAKEN if it is not reserved."""
+        place = self.pool.place(parse_slot(slot_id))
+        if place.phase is not Phase.RESERVED:
+            hint = "detach its sandbox" if place.phase is Phase.ATTACHED else "nothing to do"
+            raise GeneveError(
+                Code.SLOT_TAKEN,
+                f"{slot_id} is {place.phase.value}, not reserved",
+                hint=hint,
+                field="slot",
+            )
+        self.dataplane.retire(place.index)
+        self.pool.destroy(place)
+        return place
+
+    # The node
+
+    def degraded(self) -> Iterator[str]:
+        """Why the node is not whole, one sentence each."""
+        if self.pool.problem:
+            yield self.pool.problem
+        lost = {
+            one.endpoint.vni
+            for one in self._attachments.values()
+            if one.endpoint.vni not in self.desired.state.vpc_by_vni
+        }
+        if lost:
+            yield (
+                f"sandboxes are attached to VNI {', '.join(map(str, sorted(lost)[:5]))},"
+                " which no VPC of the desired state has"
+            )
+        if self.desired.unclaimed_routes or self.desired.unclaimed_vteps:
+            yield "the desired state was lost: routes in use are in no VPC until it is applied anew"
+
+    def _refuse_other(
+        self, present: Attachment, vpc: Vpc, address: str | None, slot_id: str | None
+    ) -> None:
+        """Raise SANDBOX_EXISTS unless the attachment is what is asked for."""
+        details: dict[str, object] = {}
+        if present.endpoint.vni != vpc.vni:
+            details["vpc"] = {"have": self.vpc_name(present.endpoint.vni), "want": vpc.name}
+        if address is not None and parse_address(address) != present.endpoint.address:
+            details["address"] = {"have": str(present.endpoint.address), "want": address}
+        if slot_id is not None and parse_slot(slot_id) != present.slot:
+            details["slot"] = {"have": f"slot-{present.slot}", "want": slot_id}
+        if details:
+            raise GeneveError(
+                Code.SANDBOX_EXISTS,
+                f"sandbox {present.sandbox} is attached with another {', '.join(details)}",
+                hint="detach it first, or choose another name",
+                details=details,
+            )
+
+
+def _closed() -> GeneveError:
+    return GeneveError(
+        Code.NO_SLOT, "the node is being taken down", hint="place the sandbox elsewhere"
+    )
+
+
+def parse_slot(text: str) -> int:
+    """The index in a slot's id, "slot-3". Raises SLOT_NOT_FOUND: no slot is called otherwise."""
+    number = text.removeprefix("slot-")
+    if text != number and number.isascii() and number.isdigit() and len(number) < 8:
+        index = int(number)
+        if f"slot-{index}" == text:
+            return index
+    raise GeneveError(
+        Code.SLOT_NOT_FOUND,
+        f"no slot {text!r}",
+        hint="slots are called slot-0, slot-1, …: geneve-ebpf slot list",
+        field="slot",
+    )

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slots of the node: which are ready, and having made what is missing.
+
+The pool decides, the slot process makes and destroys. It works towards
+`target` ready slots: what is reserved or attached is replaced in the
+background, what was released or detached is destroyed, never used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from heapq import heapify, heappop, heappush
+from pathlib import Path
+
+from geneve_ebpf.agent.log import Log
+from geneve_ebpf.dataplane import DataPlane
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import SlotState
+
+SLOTS_MAX = 16_384  # MAX_SLOTS of bpf/geneve_abi.h
+# Orders that the slot process has at once: enough to keep it busy, few enough
+# that it is idle soon after an attach comes in.
+MAKING_MAX = 2
+DESTROYING_MAX = 64
+# Making slots takes the kernel's locks and a CPU. While attaches come in it is put
+# off, each time by QUIET, unless the pool is about to run dry.
+QUIET = 0.003  # seconds
+RETRY = 1.0  # seconds until a slot that could not be made or destroyed is tried again
+
+
+class Phase(str, Enum):
+    """Where a slot is in its life, as the API says it."""
+
+    MAKING = "making"
+    READY = "ready"
+    RESERVED = "reserved"
+    ATTACHED = "attached"
+    RETIRING = "retiring"
+
+
+@dataclass(slots=True)
+class Place:
+    """One slot that exists or is being made."""
+
+    index: int
+    ifindex: int  # of the host-side interface; 0 until it is made
+    phase: Phase
+
+    @property
+    def host_interface(self) -> str:
+        """Name of the host-side interface, in the node's namespace."""
+        return f"gnv{self.index}"
+
+
+class SlotPool:
+    """All slots of the node."""
+
+    def __init__(self, dataplane: DataPlane, directory: Path, target: int, log: Log) -> None:
+        """directory: where the slots' namespaces are. target: ready slots to keep."""
+        self.target = target
+        self.directory = directory
+        self.problem = ""  # why slots cannot be made, if so
+        self._dataplane = dataplane
+        self._log = log
+        self._places: dict[int, Place] = {}
+        self._ready: list[int] = []  # heap; may hold indexes that are ready no more
+        self._counts = dict.fromkeys(Phase, 0)
+        self._free: list[int] = []  # heap of indexes below _next
+        self._next = 0
+        self._to_destroy: list[int] = []
+        self._ordered_making: set[int] = set()
+        self._ordered_destroying: set[int] = set()
+        self._channel: Channel | None = None
+        self._last_use = 0.0
+        self._tick: asyncio.TimerHandle | None = None
+        self._stopped = False
+        self._emptied: asyncio.Event | None = None
+
+    # Reading
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Slots by phase."""
+        return {phase.value: count for phase, count in self._counts.items()}
+
+    def places(self) -> list[Place]:
+        """All slots, by index; those being made are not there yet."""
+        return [
+            place for _, place in sorted(self._places.items()) if place.phase is not Phase.MAKING
+        ]
+
+    def place(self, index: int) -> Place:
+        """The slot of that index. Raises SLOT_NOT_FOUND."""
+        place = self._places.get(index)
+        if place is None or place.phase is Phase.MAKING:
+            raise GeneveError(
+                Code.SLOT_NOT_FOUND,
+                f"no slot-{index}",
+                hint="geneve-ebpf slot list shows those of this node",
+                field="slot",
+            )
+        return place
+
+    def netns(self, index: int) -> str:
+        """Path of the slot's namespace."""
+        return f"{self.directory}/slot-{index}"
+
+    # The slots' lives
+
+    def adopt(self, attached: set[int]) -> None:
+        """Take over the slots that the maps hold; `attached` are those with a sandbox."""
+        for slot in self._dataplane.slots():
+            if slot.index in attached:
+                phase = Phase.ATTACHED
+            elif slot.state is SlotState.READY:
+                phase = Phase.READY
+            elif slot.state is SlotState.RESERVED:
+                phase = Phase.RESERVED
+            else:
+                phase = Phase.RETIRING
+                self._to_destroy.append(slot.index)
+            self._enter(Place(slot.index, slot.ifindex, phase))
+        self._next = max(self._places, default=-1) + 1
+        self._free = [index for index in range(self._next) if index not in self._places]
+        heapify(self._free)
+
+    def lowest_ready(self) -> Place:
+        """The ready slot of the lowest index, which stays ready. Raises NO_SLOT."""
+        while self._ready:
+            place = self._places.get(self._ready[0])
+            if place is not None and place.phase is Phase.READY:
+                return place
+            heappop(self._ready)
+        raise GeneveError(
+            Code.NO_SLOT,
+            "no slot is ready on this node",
+            hint=self.problem or f"{self._counts[Phase.MAKING]} are being made: wait a moment,"
+            " place it elsewhere, or give the node more slots",
+        )
+
+    def move(self, place: Place, phase: Phase) -> None:
+        """The slot's sandbox came, or it was reserved; the maps have it already."""
+        self._counts[place.phase] -= 1
+        self._counts[phase] += 1
+        place.phase = phase
+        self._last_use = asyncio.get_running_loop().time()
+        self._look_soon(QUIET)
+
+    def destroy(self, place: Place) -> None:
+        """Have a slot destroyed that the maps have retired or detached."""
+        self._to_destroy.append(place.index)
+        self.move(place, Phase.RETIRING)
+
+    # The slot process
+
+    def connect(self, connection: socket.socket) -> None:
+        """A slot process has started: `connection` is our end of its channel."""
+        # What an earlier one had been told and not done: the maps know.
+        present = {slot.index: slot for slot in self._dataplane.slots()}
+        for index in self._ordered_making:
+            self._leave(self._places[index])
+            slot = present.get(index)
+            if slot is not None and slot.state is SlotState.READY:
+                self._enter(Place(index, slot.ifindex, Phase.READY))
+            else:
+                heappush(self._free, index)
+        for index in self._ordered_destroying:
+            if index in present:
+                self._to_destroy.append(index)
+            else:
+                self._gone(index)
+        self._ordered_making.clear()
+        self._ordered_destroying.clear()
+        self._channel = Channel(connection, self._on_event)
+        self._look()
+
+    def disconnect(self) -> None:
+        """The slot process has died; `connect` comes when there is another."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    async def empty(self, seconds: float) -> bool:
+        """Destroy every slot that is not attached, make none. False if time ran out."""
+        self.target = 0
+        self._stopped = True
+        for place in list(self._places.values()):
+            if place.phase in (Phase.READY, Phase.RESERVED):
+                self._dataplane.retire(place.index)
+                self.destroy(place)
+        self._emptied = asyncio.Event()
+        self._look()
+        try:
+            await asyncio.wait_for(self._emptied.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Give no more orders."""
+        self._stopped = True
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+
+    # Inside
+
+    def _enter(self, place: Place) -> None:
+        self._places[place.index] = place
+        self._counts[place.phase] += 1
+        if place.phase is Phase.READY:
+            heappush(self._ready, place.index)
+
+    def _leave(self, place: Place) -> None:
+        self._counts[place.phase] -= 1
+        del self._places[place.index]
+
+    def _gone(self, index: int) -> None:
+        self._leave(self._places[index])
+        heappush(self._free, index)
+
+    def _look_soon(self, seconds: float) -> None:
+        if self._tick is None:
+            self._tick = asyncio.get_running_loop().call_later(seconds, self._look_now)
+
+    def _look_now(self) -> None:
+        self._tick = None
+        self._look()
+
+    def _look(self) -> None:
+        """Order what is missing, as far as it is time for it."""
+        if self._emptied is not None and len(self._places) == self._counts[Phase.ATTACHED]:
+            self._emptied.set()
+        channel = self._channel
+        if channel is None:
+            return
+        quiet_in = self._last_use + QUIET - asyncio.get_running_loop().time()
+        short = self._counts[Phase.READY] * 4 < self.target
+        if quiet_in > 0 and not short and not self._stopped:
+            self._look_soon(quiet_in)
+            return
+        while self._wanted() and len(self._ordered_making) < MAKING_MAX:
+            index = heappop(self._free) if self._free else self._next
+            if index >= SLOTS_MAX:
+                break
+            self._next = max(self._next, index + 1)
+            self._enter(Place(index, 0, Phase.MAKING))
+            self._ordered_making.add(index)
+            channel.order("make", index)
+        while self._to_destroy and len(self._ordered_destroying) < DESTROYING_MAX:
+            index = self._to_destroy.pop()
+            self._ordered_destroying.add(index)
+            channel.order("destroy", index)
+
+    def _wanted(self) -> bool:
+        there = self._counts[Phase.READY] + self._counts[Phase.MAKING]
+        return there < self.target and not self._stopped and not self.problem
+
+    def _on_event(self, event: dict[str, object]) -> None:
+        index = event["index"]
+        assert isinstance(index, int)
+        if event["event"] == "ready":
+            ifindex = event["ifindex"]
+            assert isinstance(ifindex, int)
+            self._ordered_making.discard(index)
+            place = self._places[index]
+            place.ifindex = ifindex
+            self._counts[Phase.MAKING] -= 1
+            self._counts[Phase.READY] += 1
+            place.phase = Phase.READY
+            heappush(self._ready, index)
+            if self._stopped and self._emptied is not None:
+                self._dataplane.retire(index)
+                self.destroy(place)
+        elif event["event"] == "gone":
+            self._ordered_destroying.discard(index)
+            self._gone(index)
+        else:
+            self._failed(index, str(event["op"]), str(event["message"]))
+        self._look()
+
+    def _failed(self, index: int, op: str, message: str) -> None:
+        self._log.warning("slot-failed", slot=f"slot-{index}", op=op, error=message)
+        loop = asyncio.get_running_loop()
+        if op == "make":
+            self._ordered_making.discard(index)
+            self._leave(self._places[index])
+            heappush(self._free, index)
+            if not self.problem:
+                self.problem = f"slots cannot be made: {message}"
+                loop.call_later(RETRY, self._try_again)
+        else:
+            self._ordered_destroying.discard(index)
+            loop.call_later(RETRY, self._destroy_again, index)
+
+    def _try_again(self) -> None:
+        self.problem = ""
+        self._look()
+
+    def _destroy_again(self, index: int) -> None:
+        self._to_destroy.append(index)
+        self._look()
+
+
+class Channel:
+    """JSON lines to and from the slot process."""
+
+    def __init__(
+        self, connection: socket.socket, on_event: Callable[[dict[str, object]], None]
+    ) -> None:
+        self._connection = connection
+        self._on_event = on_event
+        self._pending = b""
+        self._unsent = b""
+        asyncio.get_running_loop().add_reader(connection, self._readable)
+
+    def order(self, op: str, index: int) -> None:
+        """Send one order."""
+        self._unsent += json.dumps({"op": op, "index": index}).encode() + b"\n"
+        self._writable()
+
+    def close(self) -> None:
+        """Close our end."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._connection)
+        loop.remove_writer(self._connection)
+        self._connection.close()
+
+    def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            sent = self._connection.send(self._unsent, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # it died, which whoever watches the process is about to learn
+        self._unsent = self._unsent[sent:]
+        if self._unsent:
+            loop.add_writer(self._connection, self._writable)
+        else:
+            loop.remove_writer(self._connection)
+
+    def _readable(self) -> None:
+        try:
+            data = self._connection.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._connection)
+            return
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        for line in lines:
+            self._on_event(json.loads(line))
