@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames as bytes: capture them, take them apart, put them together, verify their checksums.
+
+Written from the RFCs with `struct` alone, so that nothing which makes our packets
+judges them: not the kernel's view, not scapy's, not the headers in bpf/.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from geneve_ebpf.host import namespaces
+
+ETH_ALL, IPV4, ARP, VLAN, TRANSPARENT_ETHERNET = 0x0003, 0x0800, 0x0806, 0x8100, 0x6558
+ICMP, TCP, UDP = 1, 6, 17
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+GENEVE_PORT = 6081
+
+_SOL_PACKET, _PACKET_STATISTICS, _PACKET_AUXDATA = 263, 6, 8
+_PACKET_OUTGOING = 4
+_STATUS_CHECKSUM_NOT_READY, _STATUS_VLAN_VALID = 1 << 3, 1 << 4
+_SO_RCVBUFFORCE = 33
+_AUXDATA = struct.Struct("=IIIHHHH")
+
+
+# -- taking apart
+
+
+def ones_sum(data: bytes) -> int:
+    """RFC 1071: the 16-bit one's complement sum, folded and not inverted."""
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def checksum(data: bytes) -> int:
+    """What belongs into a checksum field that is 0 in `data`."""
+    return ~ones_sum(data) & 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Ethernet:
+    """An Ethernet frame without tags."""
+
+    destination: str
+    source: str
+    kind: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ipv4:
+    """An IPv4 packet, cut to its total length."""
+
+    source: IPv4Address
+    destination: IPv4Address
+    protocol: int
+    ttl: int
+    tos: int
+    dont_fragment: bool
+    more_fragments: bool
+    offset: int  # bytes
+    length: int  # by the header
+    header_size: int
+    header_right: bool  # the header's checksum
+    payload: bytes
+
+    @property
+    def pseudo_header(self) -> bytes:
+        """What TCP and UDP sum besides themselves."""
+        return (
+            self.source.packed
+            + self.destination.packed
+            + struct.pack("!BBH", 0, self.protocol, len(self.payload))
+        )
+
+    @property
+    def payload_right(self) -> bool:
+        """Whether the L4 checksum holds. A UDP checksum of 0 says nothing and passes."""
+        if self.offset or self.more_fragments:
+            raise ValueError("a fragment's checksum covers more than the fragment")
+        if self.protocol == ICMP:
+            return ones_sum(self.payload) == 0xFFFF
+        if self.protocol == UDP and self.payload[6:8] == b"\0\0":
+            return True
+        return ones_sum(self.pseudo_header + self.payload) == 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Udp:
+    """A UDP datagram."""
+
+    source: int
+    destination: int
+    length: int
+    checksum: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Geneve:
+    """RFC 8926 section 3.4."""
+
+    version: int
+    control: bool
+    critical: bool
+    protocol: int
+    vni: int
+    options: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A Geneve packet, from outer Ethernet to what it carries."""
+
+    eth: Ethernet
+    ip: Ipv4
+    udp: Udp
+    geneve: Geneve
+    inner: Ethernet
+
+    @property
+    def packet(self) -> Ipv4:
+        """The inner IP packet."""
+        return parse_ip(self.inner.payload)
+
+
+def parse_ethernet(data: bytes) -> Ethernet:
+    """The first 14 bytes and the rest."""
+    return Ethernet(
+        data[:6].hex(":"), data[6:12].hex(":"), int.from_bytes(data[12:14], "big"), data[14:]
+    )
+
+
+def parse_ip(data: bytes) -> Ipv4:
+    """Raises ValueError for what is no IPv4 packet or is cut off."""
+    first, tos, length, _, fragment, ttl, protocol, _, source, destination = struct.unpack_from(
+        "!BBHHHBBH4s4s", data
+    )
+    size = (first & 15) * 4
+    if first >> 4 != 4 or size < 20 or length < size or length > len(data):
+        raise ValueError(f"no IPv4 packet: {data[:20].hex()}")
+    return Ipv4(
+        IPv4Address(source),
+        IPv4Address(destination),
+        protocol,
+        ttl,
+        tos,
+        bool(fragment & 0x4000),
+        bool(fragment & 0x2000),
+        (fragment & 0x1FFF) * 8,
+        length,
+        size,
+        ones_sum(data[:size]) == 0xFFFF,
+        data[size:length],
+    )
+
+
+def parse_udp(data: bytes) -> Udp:
+    """A UDP header and what follows."""
+    return Udp(*struct.unpack_from("!HHHH", data), data[8:])
+
+
+def parse_geneve(data: bytes) -> Geneve:
+    """A Geneve header and what follows."""
+    first, flags, protocol, vni = struct.unpack_from("!BBHI", data)
+    end = 8 + (first & 0x3F) * 4
+    return Geneve(
+        first >> 6,
+        bool(flags & 0x80),
+        bool(flags & 0x40),
+        protocol,
+        vni >> 8,
+        data[8:end],
+        data[end:],
+    )
+
+
+def parse_tunnel(data: bytes, port: int = GENEVE_PORT) -> Tunnel | None:
+    """The Geneve packet in an Ethernet frame; None if the frame is something else."""
+    eth = parse_ethernet(data)
+    if eth.kind != IPV4:
+        return None
+    ip = parse_ip(eth.payload)
+    if ip.protocol != UDP or ip.offset:
+        return None
+    udp = parse_udp(ip.payload)
+    if udp.destination != port:
+        return None
+    geneve = parse_geneve(udp.payload)
+    return Tunnel(eth, ip, udp, geneve, parse_ethernet(geneve.payload))
+
+
+# -- putting together
+
+
+def mac_bytes(mac: str) -> bytes:
+    """Six bytes."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def ethernet(destination: str, source: str, kind: int, payload: bytes) -> bytes:
+    """An Ethernet frame."""
+    return mac_bytes(destination) + mac_bytes(source) + struct.pack("!H", kind) + payload
+
+
+def tagged(frame: bytes, vlan: int) -> bytes:
+    """The frame with an 802.1Q tag in it, as on a wire."""
+    return frame[:12] + struct.pack("!HH", VLAN, vlan) + frame[12:]
+
+
+def ipv4(source: object, destination: object, protocol: int, payload: bytes) -> bytes:
+    """An IPv4 packet without options."""
+    ends = IPv4Address(str(source)).packed + IPv4Address(str(destination)).packed
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 7, 0, 64, protocol, 0) + ends
+    return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + payload
+
+
+def udp(source: object, destination: object, ports: tuple[int, int], payload: bytes) -> bytes:
+    """An IPv4 packet with a UDP datagram and its checksum."""
+    length = 8 + len(payload)
+    pseudo = (
+        IPv4Address(str(source)).packed
+        + IPv4Address(str(destination)).packed
+        + struct.pack("!BBH", 0, UDP, length)
+    )
+    header = struct.pack("!HHHH", *ports, length, 0)
+    value = checksum(pseudo + header + payload) or 0xFFFF
+    datagram = header[:6] + struct.pack("!H", value) + payload
+    return ipv4(source, destination, UDP, datagram)
+
+
+def arp_request(source_mac: str, source: object, target: object) -> bytes:
+    """Who has `target`? Without Ethernet header."""
+    return (
+        struct.pack("!HHBBH", 1, IPV4, 6, 4, 1)
+        + mac_bytes(source_mac)
+        + IPv4Address(str(source)).packed
+        + bytes(6)
+        + IPv4Address(str(target)).packed
+    )
+
+
+def geneve(vni: int, payload: bytes, *, protocol: int = TRANSPARENT_ETHERNET) -> bytes:
+    """A Geneve header without options, and its payload."""
+    return struct.pack("!BBHI", 0, 0, protocol, vni << 8) + payload
+
+
+# -- capturing
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One frame as it passed an interface."""
+
+    data: bytes  # without the VLAN tag
+    outgoing: bool
+    vlan: int | None
+    checksum_pending: bool  # L4 checksum left to the device: right by contract, not in the bytes
+
+
+class Capture:
+    """Listens on one interface, both ways, from the moment it is made.
+
+    Sees what comes in after GRO and before tc, and what goes out after
+    segmentation: on an interface that segments in hardware, superpackets.
+    """
+
+    def __init__(self, netns: Path, interface: str) -> None:
+        with namespaces.entering(netns):
+            # Protocol 0 at first: nothing is queued before the interface is named.
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 128 << 20)
+            self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+            self._socket.bind((interface, ETH_ALL))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+    def __enter__(self) -> Capture:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def frames(self) -> list[Captured]:
+        """What passed since the last call. Fails if the socket overflowed."""
+        found = []
+        while True:
+            try:
+                data, ancillary, _, where = self._socket.recvmsg(
+                    1 << 17, socket.CMSG_SPACE(_AUXDATA.size), socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                break
+            status = tci = 0
+            for level, kind, value in ancillary:
+                if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
+                    status, _, _, _, _, tci, _ = _AUXDATA.unpack(value)
+            found.append(
+                Captured(
+                    data,
+                    where[2] == _PACKET_OUTGOING,
+                    tci & 0xFFF if status & _STATUS_VLAN_VALID else None,
+                    bool(status & _STATUS_CHECKSUM_NOT_READY),
+                )
+            )
+        _, lost = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+        assert not lost, f"the capture missed {lost} frames"
+        return found
+
+    def wait(self, seconds: float = 2.0) -> list[Captured]:
+        """The next frames; [] if none came in time."""
+        select.select([self._socket], [], [], seconds)
+        return self.frames()
+
+    def tunnels(self, port: int = GENEVE_PORT) -> list[Tunnel]:
+        """The Geneve packets among `frames`."""
+        return [found for one in self.frames() if (found := parse_tunnel(one.data, port))]
