@@ -71,6 +71,7 @@ int uplink_rx(struct __sk_buff *skb)
 	struct slot_counters *row;
 	struct inner inner = {};
 	enum drop_reason reason;
+	struct vtep *from;
 	struct geneve geneve;
 	struct ethhdr eth;
 	struct iphdr ip;
@@ -95,7 +96,8 @@ int uplink_rx(struct __sk_buff *skb)
 		return PASS_ON;
 	if (udp.destination != config->udp_port)
 		return PASS_ON;
-	if (!vteps.lookup(&ip.saddr)) {
+	from = vteps.lookup(&ip.saddr);
+	if (!from) {
 		count_event(skb, EVENT_UNKNOWN_VTEP);
 		return PASS_ON;
 	}
@@ -153,11 +155,15 @@ int uplink_rx(struct __sk_buff *skb)
 	if (row)
 		add(&row->rx_remote, inner.length);
 
-	/* Through the veth the sandbox's own GRO merges segments; past it goes
-	 * what GRO does not help, without the detour. By protocol, so that no
-	 * flow takes both ways and overtakes itself.
+	/* Through the veth the sandbox's own GRO merges TCP segments; past it
+	 * goes what that does not help, without the detour: other protocols, and
+	 * TCP that comes merged already, from a VTEP whose frames reach us whole
+	 * or through GRO on the uplink. By protocol and VTEP, so that no flow
+	 * takes both ways and overtakes itself.
 	 */
-	if (inner.protocol == IPPROTO_TCP)
+	if (skb->gso_size && !from->merged)
+		from->merged = 1;
+	if (inner.protocol == IPPROTO_TCP && !from->merged)
 		return bpf_redirect(ifindex, 0);
 	return bpf_redirect_peer(ifindex, 0);
 }

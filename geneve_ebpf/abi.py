@@ -121,7 +121,7 @@ class NexthopValue(ctypes.Structure):
 class VtepValue(ctypes.Structure):
     """struct vtep"""
 
-    _fields_ = [("mtu", c_uint32)]
+    _fields_ = [("mtu", c_uint32), ("merged", c_uint32)]
 
 
 class TrafficRow(ctypes.Structure):

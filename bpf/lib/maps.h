@@ -38,6 +38,7 @@ BPF_TABLE_PINNED("lpm_trie", struct route_key, struct route, routes_lpm,
 		 MAX_ROUTES, PIN_DIR "/routes_lpm", BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("hash", __u32, struct nexthop, nexthops, MAX_NEXTHOPS,
 		 PIN_DIR "/nexthops", BPF_F_NO_PREALLOC);
+/* Agent; uplink_rx sets `merged`. */
 BPF_TABLE_PINNED("hash", __be32, struct vtep, vteps, MAX_VTEPS,
 		 PIN_DIR "/vteps", BPF_F_NO_PREALLOC);
 
