@@ -65,7 +65,8 @@ def sandbox_text(
 
 def rfc3339(seconds: float) -> str:
     """A time since the epoch, in UTC with microseconds."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # isoformat is three times faster than strftime, and ends in +00:00.
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def traffic_json(traffic: Traffic) -> Json:

@@ -30,7 +30,7 @@ from geneve_ebpf.agent.answers import (
     vpc_json,
     vtep_json,
 )
-from geneve_ebpf.agent.http import Answer, Request, error_answer
+from geneve_ebpf.agent.http import Answer, Peer, Request, error_answer
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.pace import Pace
 from geneve_ebpf.agent.service import Node, Timing
@@ -95,6 +95,8 @@ class Api:
         guest = guest_json(node.settings.guest, facts.mtu)
         self._guest = guest
         self._guest_text = _encode(guest).decode()
+        directory = _encode(str(node.pool.directory)).decode()
+        self._netns_text = f"{directory[:-1]}/slot-"
         # (collection, has a name) -> method -> (work, query keys)
         self._paths: dict[tuple[str, bool], dict[str, tuple[Work, frozenset[str]]]] = {}
         for path, methods in self._table().items():
@@ -162,7 +164,7 @@ class Api:
         except BaseException as error:
             return self._failure(request, error)
         if isinstance(answer, Answer):
-            if request.method not in ("GET", "HEAD"):
+            if not answer.logged:
                 self._log_change(request, answer.status)
             return answer
         return self._wait(request, answer)
@@ -172,8 +174,7 @@ class Api:
             answer = await work
         except BaseException as error:
             return self._failure(request, error)
-        if request.method not in ("GET", "HEAD"):
-            self._log_change(request, answer.status)
+        self._log_change(request, answer.status)
         return answer
 
     def _dispatch(self, request: Request) -> Answer | Awaitable[Answer]:
@@ -216,8 +217,7 @@ class Api:
             error = GeneveError(
                 Code.INTERNAL, "the agent has a defect", hint="its log has the traceback"
             )
-        if request.method not in ("GET", "HEAD"):
-            self._log_change(request, error.code.value.status, error)
+        self._log_change(request, error.code.value.status, error)
         head = b""
         if error.code is Code.METHOD_NOT_ALLOWED:
             allowed = error.details["allow"]
@@ -228,26 +228,26 @@ class Api:
         return error_answer(error, head)
 
     def _log_change(
-        self, request: Request, status: int, error: GeneveError | None = None, **more: object
+        self, request: Request, status: int, error: GeneveError | None = None
     ) -> None:
+        if request.method in ("GET", "HEAD"):
+            return
         peer = request.peer
-        fields: dict[str, object] = {
-            "method": request.method,
-            "target": request.target[:200],
-            "status": status,
-            "uid": peer.uid,
-            "pid": peer.pid,
-        }
-        if error is not None:
-            fields["code"] = error.code.slug
-            fields["message"] = error.message
-        self._log.change("change", fields | more)
+        why = {} if error is None else {"code": error.code.slug, "message": error.message}
+        self._log.change(
+            "change",
+            method=request.method,
+            target=request.target[:200],
+            status=status,
+            uid=peer.uid,
+            pid=peer.pid,
+            **why,
+        )
 
     # Sandboxes
 
     def _attach(self, request: Request, name: str) -> Answer:
         """PUT /v1/sandboxes/{id}, the hot path: dispatched by hand, logged after the answer."""
-        peer = request.peer
         try:
             body = requests.ATTACH(request.body)
             attachment, timing = self._node.attach(
@@ -257,21 +257,19 @@ class Api:
             return self._failure(request, error)
         status = 200 if timing is None else 201
         text = self._sandbox_text(attachment, body.vpc, timing)
+        self._log_attach(request.peer, attachment, body.vpc, status, timing)
+        return Answer(status, f"{{{text}}}".encode())
+
+    def _log_attach(
+        self, peer: Peer, attachment: Attachment, vpc: str, status: int, timing: Timing | None
+    ) -> None:
+        # Names and addresses have been checked: there is nothing in them to quote.
         self._log.change(
             "attach",
-            {
-                "sandbox": name,
-                "vpc": body.vpc,
-                "address": attachment.endpoint.address,
-                "slot": attachment.slot,
-                "generation": attachment.generation,
-                "status": status,
-                "us": "" if timing is None else timing.total // 1000,
-                "uid": peer.uid,
-                "pid": peer.pid,
-            },
+            f"sandbox={attachment.sandbox} vpc={vpc} address={attachment.endpoint.address}"
+            f" slot=slot-{attachment.slot} generation={attachment.generation} status={status}"
+            f" ns={0 if timing is None else timing.total} uid={peer.uid} pid={peer.pid}",
         )
-        return Answer(status, f"{{{text}}}".encode())
 
     def _put_sandbox(self, call: Call) -> Answer:
         """The same, for names that needed decoding."""
@@ -286,7 +284,7 @@ class Api:
         self, attachment: Attachment, vpc: str, timing: Timing | None = None
     ) -> str:
         place = self._node.pool.place(attachment.slot)
-        netns = _encode(self._node.pool.netns(attachment.slot)).decode()
+        netns = f'{self._netns_text}{attachment.slot}"'
         text = sandbox_text(attachment, vpc, self._guest_text, netns, place.ifindex)
         if timing is None:
             return text
@@ -319,13 +317,18 @@ class Api:
         generation = None
         if "generation" in call.query:
             generation = _whole_number(call.query["generation"], "generation")
-        return self._detach(call.name, generation)
+        return self._detach(call.request.peer, call.name, generation)
 
-    def _detach(self, name: str, generation: int | None) -> Answer:
+    def _detach(self, peer: Peer, name: str, generation: int | None) -> Answer:
         detached = self._node.detach(name, generation)
         if detached is None:
             return Answer(204)
         attachment, counters = detached
+        self._log.change(
+            "detach",
+            f"sandbox={name} address={attachment.endpoint.address} slot=slot-{attachment.slot}"
+            f" generation={attachment.generation} status=200 uid={peer.uid} pid={peer.pid}",
+        )
         return Answer(
             200,
             _encode(
@@ -336,6 +339,7 @@ class Api:
                     "counters": counters_json(counters),
                 }
             ),
+            logged=True,
         )
 
     async def _batch(self, call: Call) -> Answer:
@@ -357,21 +361,21 @@ class Api:
         request: Request,
         raw: msgspec.Raw,
         where: str,
-        work: Callable[[msgspec.Raw, str], Answer],
+        work: Callable[[Request, msgspec.Raw, str], Answer],
     ) -> bytes:
         """One item of a batch: its answer's status and body in one object."""
         try:
-            answer = work(raw, where)
+            answer = work(request, raw, where)
         except BaseException as error:
             answer = self._failure(request, error)
         separator = b"," if answer.body else b"}"
         return b'{"status":%d%b%b' % (answer.status, separator, answer.body[1:])
 
-    def _batched_detach(self, raw: msgspec.Raw, where: str) -> Answer:
+    def _batched_detach(self, request: Request, raw: msgspec.Raw, where: str) -> Answer:
         item = requests.BATCH_DETACH(raw, where)
-        return self._detach(item.sandbox, item.generation)
+        return self._detach(request.peer, item.sandbox, item.generation)
 
-    def _batched_attach(self, raw: msgspec.Raw, where: str) -> Answer:
+    def _batched_attach(self, request: Request, raw: msgspec.Raw, where: str) -> Answer:
         # An item's time starts with the item: what was before it is not its wait.
         received = time.perf_counter_ns()
         item = requests.BATCH_ATTACH(raw, where)
@@ -379,7 +383,9 @@ class Api:
             item.sandbox, item.vpc, item.address, item.slot, received
         )
         text = self._sandbox_text(attachment, item.vpc, timing)
-        return Answer(200 if timing is None else 201, f"{{{text}}}".encode())
+        status = 200 if timing is None else 201
+        self._log_attach(request.peer, attachment, item.vpc, status, timing)
+        return Answer(status, f"{{{text}}}".encode())
 
     # Slots
 

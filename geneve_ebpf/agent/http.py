@@ -15,7 +15,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter_ns
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import httptools
 import msgspec
@@ -41,17 +41,19 @@ class Peer:
     groups: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A status and its body, which is JSON or nothing. `head` is further header lines."""
+class Answer(NamedTuple):
+    """A status and its body, which is JSON or nothing.
+
+    head: further header lines. logged: what it changed is in the log already.
+    """
 
     status: int
     body: bytes = b""
     head: bytes = b""
+    logged: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request, whole. `received` is perf_counter_ns when its first bytes came in."""
 
     method: str
@@ -365,12 +367,10 @@ class Connection(asyncio.Protocol):
         self._started = 0
         self._server.log.change(
             "refused",
-            {
-                "uid": self._peer.uid,
-                "pid": self._peer.pid,
-                "code": error.code.slug,
-                "message": error.message,
-            },
+            uid=self._peer.uid,
+            pid=self._peer.pid,
+            code=error.code.slug,
+            message=error.message,
         )
         if self._transport is not None:
             # A peer that is still sending must come to read the answer: what it

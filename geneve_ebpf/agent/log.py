@@ -3,29 +3,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable
 
-PLAIN = frozenset(
-    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+:/@,<>[](){}%*#?&~!$^;|"
-)
-Fields = dict[str, object]
+# What stands in a line as it is; anything else becomes a JSON string.
+PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\uffff]+")
 
 
 class Log:
     """Writes records to a file descriptor.
 
-    `change` is for the hot path: it keeps the record and formats it when the
-    event loop has sent the answers that are ready. Until `deferred_by` has
-    been called every record is written at once.
+    `change` is for the hot path: it keeps the record until the event loop has
+    sent the answers that are ready. Until `deferred_by` has been called every
+    record is written at once.
     """
 
     def __init__(self, descriptor: int = 2) -> None:
         self._descriptor = descriptor
-        self._waiting: list[tuple[float, str, Fields]] = []
+        self._waiting: list[str] = []
+        self._second = 0
+        self._stamp = ""
         self._later: Callable[[Callable[[], object]], object] | None = None
 
     def deferred_by(self, later: Callable[[Callable[[], object]], object]) -> None:
@@ -34,22 +36,25 @@ class Log:
 
     def info(self, event: str, **fields: object) -> None:
         """Something the operator may want to know."""
-        self._write([(time.time(), f"level=info event={event}", fields)])
+        self._write(self._line("info", event, fields))
 
     def warning(self, event: str, **fields: object) -> None:
         """Something the operator should look at."""
-        self._write([(time.time(), f"level=warning event={event}", fields)])
+        self._write(self._line("warning", event, fields))
 
     def defect(self, event: str, error: BaseException, **fields: object) -> None:
         """An exception that is our fault: the record, then its traceback as one field."""
         fields["error"] = "".join(traceback.format_exception(error))
-        self._write([(time.time(), f"level=error event={event}", fields)])
+        self._write(self._line("error", event, fields))
 
-    def change(self, event: str, fields: Fields) -> None:
-        """A request that changed something, or tried to."""
+    def change(self, event: str, plain: str = "", **fields: object) -> None:
+        """A request that changed something, or tried to.
+
+        plain: key=value text that holds nothing to quote, for those in haste.
+        """
         if not self._waiting and self._later is not None:
             self._later(self.flush)
-        self._waiting.append((time.time(), f"level=info event={event}", fields))
+        self._waiting.append(self._line("info", event, fields, plain))
         if self._later is None:
             self.flush()
 
@@ -57,24 +62,27 @@ class Log:
         """Write the records that `change` has kept."""
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            self._write(waiting)
+            self._write("".join(waiting))
 
-    def _write(self, records: list[tuple[float, str, Fields]]) -> None:
-        text = "".join(line(*record) for record in records)
-        try:
+    def _line(self, level: str, event: str, fields: dict[str, object], plain: str = "") -> str:
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        head = f"time={self._stamp}.{int((now - second) * 1000):03d}Z level={level} event={event}"
+        if plain:
+            head = f"{head} {plain}"
+        if not fields:
+            return f"{head}\n"
+        return f"{head} {' '.join([f'{key}={quoted(str(v))}' for key, v in fields.items()])}\n"
+
+    def _write(self, text: str) -> None:
+        # Whoever read the log may be gone; a node does not stop working for that.
+        with contextlib.suppress(OSError):
             os.write(self._descriptor, text.encode(errors="backslashreplace"))
-        except OSError:
-            # Whoever read the log is gone; a node does not stop working for that.
-            return
 
 
-def line(at: float, head: str, fields: Fields) -> str:
-    """One record as text, with its line end. Values with a space or quote are JSON strings."""
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
-    parts = [f"time={stamp}.{int(at % 1 * 1000):03d}Z {head}"]
-    for key, value in fields.items():
-        text = str(value)
-        if not text or not PLAIN.issuperset(text):
-            text = json.dumps(text, ensure_ascii=True)
-        parts.append(f"{key}={text}")
-    return " ".join(parts) + "\n"
+def quoted(text: str) -> str:
+    """The text itself where a reader can tell its end, else a JSON string."""
+    return text if PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=True)

@@ -96,7 +96,8 @@ def down(settings: NodeSettings, *, force: bool = False) -> None:
     """Take down a node that no agent serves.
 
     Removes what `POST /v1/node:down` does. Raises NODE_IN_USE while sandboxes are
-    attached, unless `force`; AGENT_RUNNING if an agent serves it after all.
+    attached, unless `force`; LAYOUT_MISMATCH likewise if another version made it, for
+    nobody can tell then; AGENT_RUNNING if an agent serves it after all.
     """
     _require_root()
     namespaces.require_machine_mounts()
@@ -105,6 +106,9 @@ def down(settings: NodeSettings, *, force: bool = False) -> None:
             try:
                 dataplane = DataPlane.open(settings.run_directory, writable=False)
             except GeneveError as error:
+                if error.code is Code.LAYOUT_MISMATCH:
+                    # Another version's maps: who is attached is not to be read from here.
+                    error.hint = "use --force to remove the node and whatever is attached to it"
                 if error.code is not Code.NODE_SETUP:
                     raise
             else:
