@@ -135,19 +135,33 @@ class TestRun:
 
     verdict: int
     frame: bytes
+    mark: int
+    priority: int
 
 
-def test_run(program: int, frame: bytes, *, ifindex: int = 0, mark: int = 0) -> TestRun:
+def test_run(
+    program: int,
+    frame: bytes,
+    *,
+    ifindex: int = 0,
+    mark: int = 0,
+    priority: int = 0,
+    gso_size: int = 0,
+) -> TestRun:
     """BPF_PROG_TEST_RUN, once. EINVAL: the kernel takes no such frame (IPv4 under 34 bytes).
 
-    The kernel clears `vlan_present` and knows no GSO here: those need real frames.
+    `ifindex` is of the thread's network namespace; frames for another MAC than
+    that interface's are PACKET_OTHERHOST. A gso_size makes no real GSO frame
+    (its type stays 0), and a VLAN tag cannot be had: those need real frames.
     """
     source = ctypes.create_string_buffer(frame, len(frame))
     room = ctypes.create_string_buffer(len(frame) + 512)
-    # struct __sk_buff: mark is word 2, ifindex word 10
+    # struct __sk_buff: mark is word 2, priority 8, ifindex 10, gso_size 44
     context = ctypes.create_string_buffer(192)
     struct.pack_into("<I", context, 8, mark)
+    struct.pack_into("<I", context, 32, priority)
     struct.pack_into("<I", context, 40, ifindex)
+    struct.pack_into("<I", context, 176, gso_size)
     attr = ctypes.create_string_buffer(
         struct.pack(
             "<IIIIQQIIIIQQIIII",
@@ -171,4 +185,6 @@ def test_run(program: int, frame: bytes, *, ifindex: int = 0, mark: int = 0) -> 
     )
     call(PROG_TEST_RUN, attr)
     verdict, _, size = struct.unpack_from("<iII", attr.raw, 4)
-    return TestRun(verdict, room.raw[:size])
+    (mark,) = struct.unpack_from("<I", context, 8)
+    (priority,) = struct.unpack_from("<I", context, 32)
+    return TestRun(verdict, room.raw[:size], mark, priority)

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real programs in a network namespace of their own, fed one frame at a time.
+
+`loaded` brings a node up as the agent would: compiled by BCC, verified, pinned,
+hung on a shared block and on an uplink, with real slots. `Node.sends` and
+`Node.receives` run its programs on one frame (BPF_PROG_TEST_RUN); the redirects
+they decide on are not carried out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from scapy.packet import Packet
+
+from geneve_ebpf import dataplane
+from geneve_ebpf.abi import (
+    EndpointKey,
+    EndpointValue,
+    HostKey,
+    Key32,
+    NodeConfig,
+    RouteKey,
+    RouteValue,
+)
+from geneve_ebpf.host import links, namespaces, slots
+from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.loader import bpf
+from geneve_ebpf.loader.maps import Table
+from geneve_ebpf.loader.pins import Pins
+from geneve_ebpf.model import Endpoint, MacAddress, NodeSettings, Route, RouteKind, Vtep
+from tests import packets
+
+SHOT, REDIRECT, PASS_ON = 2, 7, -1  # verdicts
+UPLINK, WIRE_END = "gnvu0", "gnvu1"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What became of one frame, and everything that was counted meanwhile."""
+
+    verdict: int
+    frame: bytes
+    mark: int
+    priority: int
+    counted: dict[str, int]  # "tx no_route" or "event arp_answered" -> packets
+    counted_bytes: int  # of the drops
+    traffic: dict[str, tuple[int, int]]  # "slot-0 tx_remote" -> (packets, bytes)
+
+
+class Node:
+    """A node that is up, with slots, in the namespace `netns`."""
+
+    def __init__(self, settings: NodeSettings, slot_count: int) -> None:
+        self.settings = settings
+        self.netns = settings.netns
+        self.pins = Pins(settings.run_directory)
+        self.plane = dataplane.bring_up(settings)
+        self._programs = {
+            name: bpf.open_pin(self.pins.program(name)) for name in ("sandbox_tx", "uplink_rx")
+        }
+        found = dataplane.facts(settings.run_directory)
+        place = slots.Place(
+            settings.run_directory / "netns",
+            settings.guest,
+            found.mtu,
+            found.block,
+            found.program,
+        )
+        self.slots: list[int] = []  # host-side interface by slot
+        with namespaces.entering(self.netns), IPRoute() as ip, RouteSocket() as door:
+            self.uplink = links.index_of(ip, UPLINK)
+            (link,) = ip.get_links(self.uplink)
+            self.uplink_mac = str(link.get("address"))
+            for index in range(slot_count):
+                self.slots.append(slots.make(ip, door, place, index))
+                self.plane.add_slot(index, self.slots[index])
+
+    def close(self) -> None:
+        """Give back the descriptors."""
+        for fd in self._programs.values():
+            os.close(fd)
+        self.plane.close()
+
+    def slot_netns(self, index: int) -> Path:
+        """The namespace of a slot."""
+        return self.settings.run_directory / "netns" / f"slot-{index}"
+
+    def program_info(self, name: str) -> bpf.ProgramInfo:
+        """What the kernel says of a program of ours."""
+        return bpf.program_info(self._programs[name])
+
+    # -- frames
+
+    def sends(self, frame: Packet | bytes, *, slot: int = 0, **context: int) -> Run:
+        """sandbox_tx on what the sandbox in `slot` sends."""
+        return self.run("sandbox_tx", frame, ifindex=self.slots[slot], **context)
+
+    def receives(self, frame: Packet | bytes, **context: int) -> Run:
+        """uplink_rx on what comes from the wire."""
+        return self.run("uplink_rx", frame, ifindex=self.uplink, **context)
+
+    def run(self, program: str, frame: Packet | bytes, **context: int) -> Run:
+        """A program on a frame, on any interface of the namespace."""
+        before, traffic_before = self.counted(), self._traffic()
+        with namespaces.entering(self.netns):
+            ran = bpf.test_run(self._programs[program], bytes(frame), **context)
+        grown = _growth(before, self.counted())
+        return Run(
+            ran.verdict,
+            ran.frame,
+            ran.mark,
+            ran.priority,
+            {row: packets for row, (packets, _) in grown.items()},
+            sum(size for _, size in grown.values()),
+            _growth(traffic_before, self._traffic()),
+        )
+
+    def counted(self) -> dict[str, tuple[int, int]]:
+        """The whole table: (packets, bytes) of drops, and of events without bytes."""
+        rows = {
+            f"{drop.direction.value} {drop.reason.slug}": (drop.packets, drop.bytes)
+            for drop in self.plane.drops()
+        }
+        return rows | {f"event {e.event.slug}": (e.packets, 0) for e in self.plane.events()}
+
+    def _traffic(self) -> dict[str, tuple[int, int]]:
+        rows = {}
+        for index in range(len(self.slots)):
+            counters = self.plane.counters(index)
+            for way in ("tx_local", "tx_remote", "rx_local", "rx_remote"):
+                traffic = getattr(counters, way)
+                rows[f"slot-{index} {way}"] = (traffic.packets, traffic.bytes)
+        return rows
+
+    # -- furnishing
+
+    def attach(self, slot: int, sandbox: str, vni: int, address: str) -> None:
+        """Bind a slot, as the agent does."""
+        mac = MacAddress(bytes.fromhex(packets.mac_of(address).replace(":", "")))
+        self.plane.attach(slot, sandbox, Endpoint(vni, IPv4Address(address), mac))
+
+    def route(
+        self, vni: int, prefix: str, kind: RouteKind, vtep: str = "", mac: str = ""
+    ) -> None:
+        """Set one route of a VPC."""
+        octets = MacAddress(bytes.fromhex(mac.replace(":", ""))) if mac else None
+        route = Route(
+            "", IPv4Network(prefix), kind, IPv4Address(vtep) if vtep else None, octets
+        )
+        self.plane.set_routes([(vni, route)])
+
+    def vtep(self, address: str, mtu: int = 0) -> None:
+        """Make a VTEP known."""
+        self.plane.add_vtep(Vtep(IPv4Address(address), mtu))
+
+    def raw_route(self, vni: int, prefix: str, kind: int, nexthop: int) -> None:
+        """A route that the data-plane library would never write."""
+        network = IPv4Network(prefix)
+        octets = (ctypes.c_uint8 * 4)(*network.network_address.packed)
+        table: Table[RouteKey, RouteValue] = Table(
+            self.pins.map("routes_lpm"), RouteKey, RouteValue
+        )
+        table.set(RouteKey(32 + network.prefixlen, vni, octets), RouteValue(kind, nexthop))
+        table.close()
+
+    @contextmanager
+    def exact_route(self, vni: int, address: str, kind: int) -> Iterator[None]:
+        """A route of 32 bits without a next hop, meanwhile."""
+        key = HostKey(vni, (ctypes.c_uint8 * 4)(*IPv4Address(address).packed))
+        table: Table[HostKey, RouteValue] = Table(
+            self.pins.map("routes_exact"), HostKey, RouteValue
+        )
+        table.set(key, RouteValue(kind, 0))
+        try:
+            yield
+        finally:
+            table.remove(key)
+            table.close()
+
+    @contextmanager
+    def endpoint_of(self, vni: int, address: str, *, generation: int, slot: int) -> Iterator[None]:
+        """Half an attachment, as a crash between two writes would leave it."""
+        key = EndpointKey(vni, (ctypes.c_uint8 * 4)(*IPv4Address(address).packed))
+        table: Table[EndpointKey, EndpointValue] = Table(
+            self.pins.map("endpoints"), EndpointKey, EndpointValue
+        )
+        before = table.get(key)
+        table.set(key, EndpointValue(generation, slot, self.slots[slot]))
+        try:
+            yield
+        finally:
+            if before:
+                table.set(key, before)
+            else:
+                table.remove(key)
+            table.close()
+
+    @contextmanager
+    def configured(self, *, udp_port: int | None = None, vtep: str | None = None) -> Iterator[None]:
+        """The programs' configuration is another meanwhile."""
+        table: Table[Key32, NodeConfig] = Table(self.pins.map("node_config"), Key32, NodeConfig)
+        before, changed = table.get(Key32(0)), table.get(Key32(0))
+        assert before is not None
+        assert changed is not None
+        if udp_port is not None:
+            changed.udp_port = (ctypes.c_uint8 * 2)(*udp_port.to_bytes(2, "big"))
+        if vtep is not None:
+            changed.vtep = (ctypes.c_uint8 * 4)(*IPv4Address(vtep).packed)
+        table.set(Key32(0), changed)
+        try:
+            yield
+        finally:
+            table.set(Key32(0), before)
+            table.close()
+
+
+def _growth(
+    before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    return {
+        row: (after[row][0] - before[row][0], after[row][1] - before[row][1])
+        for row in after
+        if after[row] != before[row]
+    }
+
+
+def _furnish_underlay() -> None:
+    """An uplink with the VTEP's address. Its other end is the wire: up, and nobody's."""
+    with IPRoute() as ip:
+        links.set_up(ip, 1)
+        uplink = links.make_veth(ip, UPLINK, {"ifname": WIRE_END}, mtu=1500)
+        wire = links.index_of(ip, WIRE_END)
+        links.disable_ipv6(WIRE_END)
+        ip.addr("add", index=uplink, address=packets.NODE, prefixlen=24)
+        links.set_up(ip, wire)
+        links.set_up(ip, uplink)
+
+
+@contextmanager
+def loaded(slot_count: int) -> Iterator[Node]:
+    """A node in a new namespace, up and with its slots; everything is gone afterwards."""
+    root = Path(tempfile.mkdtemp(prefix="gnv-test-", dir="/run"))
+    netns = root / "node.netns"
+    settings = NodeSettings(
+        name="node",
+        vtep=IPv4Address(packets.NODE),
+        uplinks=(UPLINK,),
+        netns=netns,
+        run_root=root,
+        state_root=root / "state",
+    )
+    try:
+        os.close(namespaces.create(netns))
+        try:
+            with namespaces.entering(netns):
+                _furnish_underlay()
+            try:
+                node = Node(settings, slot_count)
+                try:
+                    yield node
+                finally:
+                    node.close()
+            finally:
+                dataplane.tear_down(settings)
+        finally:
+            namespaces.remove(netns)
+    finally:
+        shutil.rmtree(root)
