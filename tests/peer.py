@@ -18,6 +18,7 @@ class Peer:
         self.script = script  # per connection: a list of answers, then it is closed
         self.received: list[bytes] = []
         self.connections = 0
+        self._closed = threading.Semaphore(0)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -34,7 +35,13 @@ class Peer:
                     self.received.append(self._request(connection))
                     for part in [answer] if isinstance(answer, bytes) else answer:
                         connection.sendall(part)
+            self._closed.release()
         self._listener.close()
+
+    def wait_closed(self, connections):
+        """Wait until so many connections more were played to their end and closed."""
+        for _ in range(connections):
+            assert self._closed.acquire(timeout=5)
 
     @staticmethod
     def _request(connection):

@@ -53,6 +53,10 @@ class Command(TyperCommand):
         super().__init__(*args, **kwargs)
         self.params.append(_json_option(on_root=False))
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """NAME instead of {NAME}, as other commands write what is required."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
 
 class Group(TyperGroup):
     """A noun that takes -j before its verb."""

@@ -139,9 +139,10 @@ def netns_exec(
         list[str], typer.Argument(metavar="-- COMMAND [ARG]...", show_default=False)
     ],
 ) -> None:
-    """Run a command in a sandbox's network namespace; its exit status becomes ours.
+    """Run a command inside a sandbox's network.
 
-    Only the network namespace is entered: files, processes and users stay yours.
+    Its exit status becomes ours; 127 if there is no such command. Only the network namespace is
+    entered: files, processes and users stay yours.
     """
     words = command[1:] if command[0] == "--" else command
     if not words:

@@ -33,7 +33,7 @@ def apply(
         ),
     ] = None,
 ) -> None:
-    """Make the node's VPCs, VTEPs and routes exactly those of a file, all or none.
+    """Set all VPCs, VTEPs and routes from a file, all or none.
 
     What the file does not name is removed. The revision inside an exported
     file is not looked at, so that a file fits every node; see --revision.
