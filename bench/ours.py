@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +16,17 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from bench.testbed import PREFIX, UNDERLAY, BenchError, Node, eventually, two_nodes
+from bench.testbed import (
+    PREFIX,
+    RUN,
+    UNDERLAY,
+    BenchError,
+    Node,
+    end_with_parent,
+    eventually,
+    remove_tree,
+    two_nodes,
+)
 from geneve_ebpf.agent.config import Placement
 from geneve_ebpf.client import AgentClient
 from geneve_ebpf.dataplane import DataPlane, bring_up, tear_down
@@ -56,11 +65,14 @@ class Agent:
 
         eventually(at_rest, f"the slots of node {self.settings.name}")
 
+    def last_words(self) -> str:
+        """The end of its log, on one line."""
+        return " / ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])
+
     def is_serving(self) -> bool:
         """Whether it answers yet. Raises BenchError when it has ended."""
         if self.process.poll() is not None:
-            tail = self.log.read_text(errors="replace").strip().splitlines()[-3:]
-            raise BenchError("the agent did not start: " + " / ".join(tail))
+            raise BenchError("the agent ended")
         try:
             self.get("/readyz")
         except GeneveError:
@@ -71,11 +83,11 @@ class Agent:
 @contextmanager
 def run_root() -> Iterator[Path]:
     """A directory for the run-time files of the bench's nodes, gone at the end."""
-    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-", dir="/run"))
+    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-", dir=RUN))
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
 
 
 def settings_of(node: Node, name: str, root: Path, slots: int) -> NodeSettings:
@@ -99,12 +111,16 @@ def agent(node: Node, name: str, root: Path, slots: int,
             [sys.executable, "-c", "from geneve_ebpf.cli import main; main()",
              "agent", "run", "--config", str(config)],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            preexec_fn=end_with_parent,
         )
     with AgentClient(settings.run_directory / "api.sock") as client:
         running = Agent(node, settings, process, client, log)
         try:
-            eventually(running.is_serving, f"the agent of node {name}", START_TIMEOUT)
-            running.wait_for_slots()
+            try:
+                eventually(running.is_serving, f"the agent of node {name}", START_TIMEOUT)
+                running.wait_for_slots()
+            except BenchError as error:
+                raise BenchError(f"{error}; its log ends: {running.last_words()}") from None
             yield running
         finally:
             stop(running)
@@ -233,6 +249,7 @@ def library_node(node: Node, root: Path, slot_cpu: int | None) -> Iterator[Libra
         far_number = far.fileno()
 
         def take_place() -> None:
+            end_with_parent()
             # Not the pipe by which subprocess reports a failure: the two sockets
             # were opened before it, so 3 is one of them or was taken earlier.
             os.dup2(far_number, 3)

@@ -8,6 +8,7 @@ interface that the bench did not make is ever touched.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -26,6 +27,8 @@ from geneve_ebpf.host import namespaces
 from geneve_ebpf.host.namespaces import entering
 
 NETNS_DIRECTORY = Path("/run/netns")  # where `ip -n NAME` looks
+RUN = Path("/run")
+PR_SET_PDEATHSIG = 1
 PREFIX = f"gnvb{os.getpid()}"
 LEFT = IPv4Address("192.0.2.1")
 RIGHT = IPv4Address("192.0.2.2")
@@ -57,10 +60,28 @@ def need(commands: dict[str, str]) -> None:
 
 def sweep() -> None:
     """Remove what benches left that were killed: the process in the name is gone."""
-    for path in NETNS_DIRECTORY.glob("gnvb*"):
-        owner = re.match(r"gnvb(\d+)", path.name)
-        if owner and not Path("/proc", owner[1]).exists():
+    for path in [*NETNS_DIRECTORY.glob("gnvb*"), *RUN.glob("gnvb*")]:
+        owner = re.match(r"gnvb(\d+)-", path.name)
+        if not owner or Path("/proc", owner[1]).exists():
+            continue
+        if path.is_dir():
+            remove_tree(path)
+        else:
             namespaces.remove(path)
+
+
+def remove_tree(path: Path) -> None:
+    """A directory with all that is mounted below it: pins and slots' namespaces."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for place in reversed(mounted):
+        if Path(place).is_relative_to(path):
+            run("umount", "--lazy", place)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def end_with_parent() -> None:
+    """In a child before it starts: be killed when the bench is, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
