@@ -139,6 +139,7 @@ PAIRS = [
     ("classic.pooled", "attach.library"),
     ("classic.pooled_raw", "attach.agent"),
     ("classic.pooled_raw", "attach.library"),
+    ("classic.pooled_first", "attach.agent_first"),
     ("attach.agent", "socket.floor"),
     ("make.slot", "classic.netlink"),
 ]
@@ -176,6 +177,8 @@ def main(json_file: str | None, rounds: int) -> None:
                        partial(library_attach, library, second), 1, 0),
             Contestant("attach.agent_first", "us", 1,
                        partial(agent_attach, served, second), 1, 0),
+            Contestant("classic.pooled_first", "us", 1,
+                       partial(classic.measure, host, classic.Pooled()), 1, 0),
             Contestant(floor.row, "us", 200,
                        lambda n: floor.measure(n, first, second)),
             Contestant(f"{floor.row}_one_cpu", "us", 200,
@@ -204,7 +207,7 @@ def notes(kind: str, floor: Floor) -> list[str]:
         f"Ours tunnels over Geneve, the classic way over {kind}; a ping passed through each first.",
         "attach.library: DataPlane.attach. attach.agent: PUT /v1/sandboxes/{id} on the agent's "
         "socket, caller on another CPU than the agent; attach.agent_one_cpu: on the same.",
-        "attach.library_first, attach.agent_first: the first one after other work, caches cold.",
+        "…_first: after a pause and other contestants' work, one at a time.",
         f"{floor.row}: an echo of the same size that does no work, in {language}.",
         "make.slot: one slot of ours prepared before any attach: work that was moved, not saved.",
         *(f"{form.name}: {form.text}." for form in classic.FORMS),
