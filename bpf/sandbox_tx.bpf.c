@@ -84,7 +84,7 @@ static inline int send_remote(struct __sk_buff *skb,
 	/* Before anything changes in the packet that the hash is made of. */
 	__be16 port = source_port(bpf_get_hash_recalc(skb));
 	__u32 length = segment_length(skb, inner) + OVERHEAD;
-	__u32 vni = from->vni, ifindex = 0;
+	__u32 vni = from->vni, ifindex = 0, bytes = skb->len;
 	struct bpf_redir_neigh path = {};
 	struct slot_counters *row;
 	enum drop_reason reason;
@@ -113,7 +113,7 @@ static inline int send_remote(struct __sk_buff *skb,
 	reason = write_outer(skb, config, to->vtep, port, vni, to_be16(ETH_P_IP),
 			     from->mac, to->mac);
 	if (reason)
-		return drop(skb, DIRECTION_TX, reason);
+		return drop_bytes(bytes, DIRECTION_TX, reason);
 	clear_bookkeeping(skb);
 	row = slot_counters.lookup(&slot);
 	if (row)

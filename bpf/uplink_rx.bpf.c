@@ -27,8 +27,8 @@ static inline int answer_wire_arp(struct __sk_buff *skb,
 	struct bpf_redir_neigh path = {};
 	struct endpoint *endpoint = 0;
 	struct binding *binding = 0;
+	__u32 ifindex = 0, bytes = skb->len;
 	enum drop_reason reason;
-	__u32 ifindex = 0;
 	struct arp arp;
 	__be16 port;
 
@@ -41,23 +41,23 @@ static inline int answer_wire_arp(struct __sk_buff *skb,
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
 
+	port = source_port(bpf_get_hash_recalc(skb));
+	reason = find_path(skb, config, vtep, port, bytes - ETH_HLEN - options,
+			   &ifindex, &path);
+	if (reason)
+		return drop(skb, DIRECTION_RX, reason);
 	/* The options were the sender's: an answer carries none. */
 	if (options &&
 	    bpf_skb_adjust_room(skb, -(__s32)options, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO))
 		return drop(skb, DIRECTION_RX, DROP_NO_ROOM);
 	make_answer(&arp, binding->mac);
-	port = source_port(bpf_get_hash_recalc(skb));
-	reason = find_path(skb, config, vtep, port, skb->len - ETH_HLEN,
-			   &ifindex, &path);
-	if (reason)
-		return drop(skb, DIRECTION_RX, reason);
 	reason = write_outer(skb, config, vtep, port, vni, to_be16(ETH_P_ARP),
 			     binding->mac, arp.target_mac);
 	if (reason)
-		return drop(skb, DIRECTION_RX, reason);
+		return drop_bytes(bytes, DIRECTION_RX, reason);
 	if (bpf_skb_store_bytes(skb, sizeof(struct outer), &arp, sizeof(arp), 0))
-		return drop(skb, DIRECTION_RX, DROP_NO_REWRITE);
+		return drop_bytes(bytes, DIRECTION_RX, DROP_NO_REWRITE);
 	clear_bookkeeping(skb);
 	count_event(skb, EVENT_WIRE_ARP_ANSWERED);
 	return redirect_neigh(ifindex, &path, sizeof(path), 0);
@@ -76,7 +76,7 @@ int uplink_rx(struct __sk_buff *skb)
 	struct ethhdr eth;
 	struct iphdr ip;
 	struct udp udp;
-	__u32 zero = 0, vni, options, slot, ifindex;
+	__u32 zero = 0, vni, options, slot, ifindex, bytes;
 
 	/* A tag is kept beside the packet: this one belongs to a VLAN
 	 * interface, not to this one.
@@ -138,6 +138,7 @@ int uplink_rx(struct __sk_buff *skb)
 		return drop(skb, DIRECTION_RX, reason);
 	slot = endpoint->slot;
 	ifindex = endpoint->ifindex;
+	bytes = skb->len;
 
 	if (bpf_skb_adjust_room(skb, -(__s32)(OVERHEAD + options),
 				BPF_ADJ_ROOM_MAC,
@@ -150,7 +151,7 @@ int uplink_rx(struct __sk_buff *skb)
 	inner.l3 = ETH_HLEN;
 	reason = address_to_guest(skb, config, &inner);
 	if (reason)
-		return drop(skb, DIRECTION_RX, reason);
+		return drop_bytes(bytes, DIRECTION_RX, reason);
 	row = slot_counters.lookup(&slot);
 	if (row)
 		add(&row->rx_remote, inner.length);

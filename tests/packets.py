@@ -7,6 +7,7 @@ with a frame of scapy's was not checked by scapy.
 
 from __future__ import annotations
 
+import random
 from ipaddress import IPv4Address
 
 from scapy.contrib.geneve import GENEVE
@@ -90,9 +91,7 @@ def in_vpc(
     **ip: object,
 ) -> Packet:
     """The inner frame as it crosses the underlay: both addresses are the VPC's."""
-    return (
-        Ether(src=eth_src or mac_of(src), dst=eth_dst) / IP(src=src, dst=dst, **ip) / payload
-    )
+    return Ether(src=eth_src or mac_of(src), dst=eth_dst) / IP(src=src, dst=dst, **ip) / payload
 
 
 def arp_question(
@@ -121,6 +120,29 @@ def arp_answer(
 def icmp_error(quote: bytes, *, kind: int = 3, code: int = 1) -> Packet:
     """An ICMP error about the packet whose first bytes are `quote`."""
     return ICMP(type=kind, code=code) / Raw(quote)
+
+
+def damaged(frames: list[Packet], seed: int, count: int = 250) -> list[bytes]:
+    """
+    Copies of the frames with a few bytes changed, a piece cut off or some appended.
+
+    Never under 34 bytes, which BPF_PROG_TEST_RUN refuses of IPv4; half of the
+    changes hit the first 80, where headers are.
+    """
+    dice = random.Random(seed)
+    found = []
+    for _ in range(count):
+        frame = bytearray(bytes(dice.choice(frames)))
+        for _ in range(dice.randrange(4)):
+            at = dice.randrange(min(80, len(frame)) if dice.random() < 0.5 else len(frame))
+            frame[at] = dice.choice((0, 1, 0x45, 0x7F, 0x80, 0xFF, dice.randrange(256)))
+        shape = dice.random()
+        if shape < 0.2:
+            del frame[max(34, dice.randrange(len(frame))) :]
+        elif shape < 0.3:
+            frame += bytes(dice.randrange(1, 40))
+        found.append(bytes(frame))
+    return found
 
 
 def faults(frame: bytes) -> list[str]:

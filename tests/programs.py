@@ -148,14 +148,10 @@ class Node:
         mac = MacAddress(bytes.fromhex(packets.mac_of(address).replace(":", "")))
         self.plane.attach(slot, sandbox, Endpoint(vni, IPv4Address(address), mac))
 
-    def route(
-        self, vni: int, prefix: str, kind: RouteKind, vtep: str = "", mac: str = ""
-    ) -> None:
+    def route(self, vni: int, prefix: str, kind: RouteKind, vtep: str = "", mac: str = "") -> None:
         """Set one route of a VPC."""
         octets = MacAddress(bytes.fromhex(mac.replace(":", ""))) if mac else None
-        route = Route(
-            "", IPv4Network(prefix), kind, IPv4Address(vtep) if vtep else None, octets
-        )
+        route = Route("", IPv4Network(prefix), kind, IPv4Address(vtep) if vtep else None, octets)
         self.plane.set_routes([(vni, route)])
 
     def vtep(self, address: str, mtu: int = 0) -> None:

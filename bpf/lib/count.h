@@ -15,17 +15,24 @@ static inline void add(struct traffic *row, __u64 bytes)
 }
 
 /* The only place that returns TC_ACT_SHOT: what does not get through is
- * counted exactly once.
+ * counted exactly once, with the bytes it came with.
  */
-static inline int drop(struct __sk_buff *skb, enum direction direction,
-		       enum drop_reason reason)
+static inline int drop_bytes(__u32 bytes, enum direction direction,
+			     enum drop_reason reason)
 {
 	__u32 index = reason * DIRECTIONS + direction;
 	struct traffic *row = drop_counts.lookup(&index);
 
 	if (row)
-		add(row, skb->len);
+		add(row, bytes);
 	return TC_ACT_SHOT;
+}
+
+/* As long as the frame has not grown or shrunk. */
+static inline int drop(struct __sk_buff *skb, enum direction direction,
+		       enum drop_reason reason)
+{
+	return drop_bytes(skb->len, direction, reason);
 }
 
 static inline void count_event(struct __sk_buff *skb, enum event_kind event)

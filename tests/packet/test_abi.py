@@ -177,7 +177,8 @@ ROW = re.compile(r"^\| `(\w+)` \|(.*)\|$", re.MULTILINE)
 def table_after(heading: str) -> list[list[str]]:
     """Rows of the table below a heading of docs/drop-reasons.md, cells stripped."""
     section = DOCS.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return [[slug, *(cell.strip() for cell in rest.split("|"))] for slug, rest in ROW.findall(section)]
+    rows = ROW.findall(section)
+    return [[slug, *(cell.strip() for cell in rest.split("|"))] for slug, rest in rows]
 
 
 def used_in(direction: str) -> set[str]:
