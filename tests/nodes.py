@@ -253,6 +253,22 @@ class Node:
             if one.packets
         }
 
+    def gained(self, before: dict[str, int], expected: dict[str, int]) -> dict[str, int]:
+        """The drops since `before`, once they are as expected or two seconds are over.
+
+        A frame is dropped when the kernel gets round to it, a little after it was sent.
+        """
+        found: dict[str, int] = {}
+
+        def as_expected() -> bool:
+            nonlocal found
+            now = self.drops()
+            found = {key: n - before.get(key, 0) for key, n in now.items() if n != before.get(key)}
+            return found == expected
+
+        eventually(as_expected, 2)
+        return found
+
     def events(self) -> dict[str, int]:
         """Packets by event, without those that never happened."""
         return {one.event.slug: one.packets for one in self.plane.events() if one.packets}

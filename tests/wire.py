@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from geneve_ebpf.host import namespaces
@@ -20,6 +20,7 @@ ETH_ALL, IPV4, ARP, VLAN, TRANSPARENT_ETHERNET = 0x0003, 0x0800, 0x0806, 0x8100,
 ICMP, TCP, UDP = 1, 6, 17
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 GENEVE_PORT = 6081
+UNDERLAY = IPv4Network("192.0.2.0/23")  # every bed's outer addresses
 
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_AUXDATA = 263, 6, 8
 _PACKET_OUTGOING = 4
@@ -268,6 +269,14 @@ class Captured:
     checksum_pending: bool  # L4 checksum left to the device: right by contract, not in the bytes
 
 
+def _is_underlay_arp(frame: bytes) -> bool:
+    eth = parse_ethernet(frame)
+    if eth.kind != ARP or len(eth.payload) < 28:
+        return False
+    ends = IPv4Address(eth.payload[14:18]), IPv4Address(eth.payload[24:28])
+    return all(end in UNDERLAY for end in ends)
+
+
 class Capture:
     """Listens on one interface, both ways, from the moment it is made.
 
@@ -322,6 +331,10 @@ class Capture:
         _, lost = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         assert not lost, f"the capture missed {lost} frames"
         return found
+
+    def strays(self) -> list[Captured]:
+        """As `frames`, without ARP among nodes: kernels renew neighbours when they like."""
+        return [one for one in self.frames() if not _is_underlay_arp(one.data)]
 
     def wait(self, seconds: float = 2.0) -> list[Captured]:
         """The next frames; [] if none came in time."""

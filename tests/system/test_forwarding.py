@@ -113,7 +113,7 @@ def test_sandboxes_of_one_node_do_not_use_the_wire(pair: tuple[Node, Node]) -> N
 
     assert pings == 6
     assert digest == hashlib.sha256(DATA).hexdigest()
-    assert wire.frames() == []
+    assert wire.strays() == []
     assert one.counters.tx_local == two.counters.rx_local
     assert one.counters.tx_remote.packets == two.counters.rx_remote.packets == 0
 

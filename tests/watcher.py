@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small programs of "somebody else" for an interface: they count and look, and pass everything on.
+
+Written as instructions, so that they need neither a compiler nor our loader.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from geneve_ebpf.loader import bpf
+
+_MAP_CREATE, _PROG_LOAD = 0, 5
+_TCX_EGRESS = 47
+_BEFORE = 1 << 3  # BPF_F_BEFORE: with nobody named, in front of all
+_MARK, _QUEUE_MAPPING, _PROTOCOL, _PRIORITY = 8, 12, 16, 32  # offsets in struct __sk_buff
+
+
+def _one(code: int, to: int = 0, of: int = 0, offset: int = 0, value: int = 0) -> bytes:
+    return struct.pack("<BBhi", code, to | of << 4, offset, value)
+
+
+class Watcher:
+    """A sched_cls program that counts IPv4 packets and answers "next". ARP comes when it likes.
+
+    set_mark: gives each packet this mark. collect: ORs mark, priority and queue
+    mapping of all packets together in `collected`.
+    """
+
+    def __init__(self, *, set_mark: int = 0, collect: bool = False) -> None:
+        self._map = bpf.call(_MAP_CREATE, bpf.create_attr("<5I44x", 2, 4, 16, 1, 0))
+        code = _one(0xBF, 6, 1)  # r6 = ctx
+        code += _one(0xB7, 7)  # r7 = 0
+        if collect:
+            for offset in (_MARK, _QUEUE_MAPPING, _PRIORITY):
+                code += _one(0x61, 2, 6, offset) + _one(0x4F, 7, 2)  # r7 |= ctx[offset]
+        if set_mark:
+            code += _one(0xB7, 2, value=set_mark) + _one(0x63, 6, 2, _MARK)
+        code += _one(0x61, 2, 6, _PROTOCOL) + _one(0x55, 2, offset=10, value=0x0008)  # to the end
+        code += _one(0x18, 1, 1, value=self._map) + _one(0)  # r1 = map
+        code += _one(0x62, 10, offset=-4)  # key 0 on the stack
+        code += _one(0xBF, 2, 10) + _one(0x07, 2, value=-4)
+        code += _one(0x85, value=1)  # map_lookup_elem
+        code += _one(0x15, 0, offset=3)  # no row: to the end
+        code += _one(0xB7, 1, value=1) + _one(0xDB, 0, 1)  # row[0] += 1, atomically
+        code += _one(0xDB, 0, 7, 8, 0x40)  # row[1] |= r7
+        code += _one(0xB7, 0, value=-1) + _one(0x95)  # TC_ACT_UNSPEC, TCX_NEXT
+        buffer = ctypes.create_string_buffer(code, len(code))
+        licence = ctypes.create_string_buffer(b"GPL")
+        try:
+            self.program = bpf.call(
+                _PROG_LOAD,
+                bpf.create_attr(
+                    "<IIQQIIQ88x", 3, len(code) // 8, ctypes.addressof(buffer),
+                    ctypes.addressof(licence), 0, 0, 0,
+                ),
+            )  # fmt: skip
+        except OSError:
+            os.close(self._map)
+            raise
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.program)
+        os.close(self._map)
+
+    def _row(self) -> tuple[int, int]:
+        key, value = ctypes.create_string_buffer(4), ctypes.create_string_buffer(16)
+        bpf.call_packed(
+            bpf.MAP_LOOKUP_ELEM, "<IIQQQ", self._map, 0, ctypes.addressof(key),
+            ctypes.addressof(value), 0,
+        )  # fmt: skip
+        packets, collected = struct.unpack("<QQ", value.raw)
+        return packets, collected
+
+    @property
+    def count(self) -> int:
+        """Packets seen."""
+        return self._row()[0]
+
+    @property
+    def collected(self) -> int:
+        """All bits that were ever set in what `collect` looks at."""
+        return self._row()[1]
+
+
+@contextmanager
+def hang_tcx(
+    watcher: Watcher, ifindex: int, *, first: bool = False, egress: bool = False
+) -> Iterator[None]:
+    """Link the program to an interface of the caller's namespace meanwhile."""
+    link = bpf.call(
+        bpf.LINK_CREATE,
+        bpf.create_attr(
+            "<IIII32x",
+            watcher.program,
+            ifindex,
+            _TCX_EGRESS if egress else bpf.TCX_INGRESS,
+            _BEFORE if first else 0,
+        ),
+    )
+    try:
+        yield
+    finally:
+        os.close(link)
