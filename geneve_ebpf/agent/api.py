@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API: which path and method does what, and in which words it is answered.
 
-docs/api.md and docs/openapi.json describe it; tests hold the three together.
+docs/api.md and docs/openapi.yaml describe it; tests hold the three together.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ def peer_of(connection: socket.socket) -> Peer:
         "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     )
     try:
-        packed = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4096)
-    except OSError:  # more than 1,024 groups: the first one has to do
+        packed = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
+    except OSError:  # more than 256 groups: the first one has to do
         packed = b""
     groups = frozenset(struct.unpack(f"{len(packed) // 4}I", packed[: len(packed) // 4 * 4]))
     return Peer(pid, uid, gid, groups)

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 
 # What stands in a line as it is; anything else becomes a JSON string.
-PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\uffff]+")
+PLAIN = re.compile(r"[!#-&(-<>-\[\]-~]+")  # printable ASCII without " ' = \ and space
 
 
 class Log:

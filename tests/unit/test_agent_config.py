@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's configuration file: what it may say, and what is said about mistakes in it."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from geneve_ebpf.agent.config import load
+from geneve_ebpf.errors import Code, GeneveError
+
+SMALLEST = '[node]\nvtep = "192.0.2.1"\nuplinks = ["eth1"]\n'
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "agent.toml"
+
+    def write(text):
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_smallest_file_is_enough(file):
+    config = load(file(SMALLEST))
+
+    assert config.node.name == "default"
+    assert config.node.uplinks == ("eth1",)
+    assert (config.node.slots, config.node.udp_port) == (16, 6081)
+    assert str(config.node.run_directory) == "/run/geneve-ebpf/default"
+    assert config.placement.agent_cpu is None
+
+
+def test_every_key_is_read(file):
+    config = load(
+        file(
+            """
+            [node]
+            name = "n1"
+            vtep = "192.0.2.1"
+            uplinks = ["eth1", "eth2"]
+            udp_port = 7000
+            netns = "/run/netns/n1"
+            slots = 5
+            address_rest = 1.5
+            run_root = "/run/x"
+            state_root = "/var/lib/x"
+            [guest]
+            address = "169.254.9.2"
+            gateway = "169.254.9.1"
+            network = "169.254.9.0/29"
+            [metrics]
+            listen = ""
+            per_sandbox = true
+            [placement]
+            agent_cpu = 1
+            slot_cpu = 0
+            exporter_cpu = 0
+            """
+        )
+    )
+
+    node = config.node
+    assert (node.name, node.uplinks, node.udp_port) == ("n1", ("eth1", "eth2"), 7000)
+    assert (node.netns, node.slots, node.address_rest) == (Path("/run/netns/n1"), 5, 1.5)
+    assert (node.run_directory, node.state_directory) == (Path("/run/x/n1"), Path("/var/lib/x/n1"))
+    assert node.guest.address == IPv4Address("169.254.9.2")
+    assert node.guest.network == IPv4Network("169.254.9.0/29")
+    assert node.metrics_listen == ""
+    assert config.metrics_per_sandbox
+    placement = config.placement
+    assert (placement.agent_cpu, placement.slot_cpu, placement.exporter_cpu) == (1, 0, 0)
+
+
+def test_slots_of_the_command_line_win(file):
+    assert load(file(SMALLEST + "slots = 4\n"), slots=0).node.slots == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('[node]\nuplinks = ["eth1"]', "node.vtep"),
+        ('[node]\nvtep = "192.0.2.1"', "node.uplinks"),
+        ('[node]\nvtep = "192.0.2"\nuplinks = ["eth1"]', "node.vtep"),
+        ('[node]\nvtep = "169.254.77.3"\nuplinks = ["eth1"]', "node.vtep"),
+        ('[node]\nvtep = "192.0.2.1"\nuplinks = []', "node.uplinks"),
+        ('[node]\nvtep = "192.0.2.1"\nuplinks = "eth1"', "node.uplinks"),
+        ('[node]\nvtep = "192.0.2.1"\nuplinks = ["../eth1"]', "node.uplinks"),
+        (SMALLEST + 'name = "../../etc"', "node.name"),
+        (SMALLEST + "slots = true", "node.slots"),
+        (SMALLEST + "slots = -1", "node.slots"),
+        (SMALLEST + "udp_port = 65536", "node.udp_port"),
+        (SMALLEST + 'netns = "relative"', "node.netns"),
+        (SMALLEST + 'address_rest = "60"', "node.address_rest"),
+        (SMALLEST + "slot = 3", "node.slot"),
+        (SMALLEST + '[guests]\naddress = "169.254.9.2"', "guests"),
+        ("node = 3", "node"),
+        (SMALLEST + '[guest]\naddress = "10.0.0.2"', "guest.address"),
+        (SMALLEST + '[guest]\naddress = "169.254.77.3"', "guest.address"),
+        (SMALLEST + '[guest]\naddress = "169.254.77.1"', "guest.gateway"),
+        (SMALLEST + '[guest]\nnetwork = "169.254.77.1/30"', "guest.network"),
+        (SMALLEST + '[metrics]\nlisten = "16081"', "metrics.listen"),
+        (SMALLEST + '[metrics]\nlisten = "127.0.0.1:0"', "metrics.listen"),
+        (SMALLEST + "[metrics]\nper_sandbox = 1", "metrics.per_sandbox"),
+        (SMALLEST + "[placement]\nagent_cpu = -1", "placement.agent_cpu"),
+        ("[node", ""),
+    ],
+)
+def test_a_mistake_is_named(file, text, field):
+    """The key at fault and what to do; nothing is guessed or ignored."""
+    with pytest.raises(GeneveError) as refused:
+        load(file(text))
+
+    assert refused.value.code is Code.BAD_CONFIG
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize("make", ["missing", "directory", "bytes"])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, make):
+    path = tmp_path / make
+    if make == "directory":
+        path.mkdir()
+    elif make == "bytes":
+        path.write_bytes(b"\xff\xfe")
+
+    with pytest.raises(GeneveError) as refused:
+        load(path)
+
+    assert refused.value.code is Code.BAD_CONFIG

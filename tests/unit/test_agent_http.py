@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP on a Unix socket, byte by byte: a real server on a real socket, with a handler that
+says what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import threading
+
+import pytest
+import uvloop
+
+from geneve_ebpf.agent import http
+from geneve_ebpf.agent.http import Answer, Server
+from geneve_ebpf.agent.log import Log
+
+LIMIT = 100_000
+
+
+class Echo:
+    """Answers with method, target and size of the body; /slow takes a moment."""
+
+    def handle(self, request):
+        body = json.dumps([request.method, request.target, len(request.body)]).encode()
+        if request.target == "/slow":
+            return self.later(Answer(200, body))
+        if request.target == "/nothing":
+            return Answer(204)
+        return Answer(200, body)
+
+    async def later(self, answer):
+        await asyncio.sleep(0.05)
+        return answer
+
+    def body_limit(self, target):
+        return LIMIT
+
+
+class Running:
+    """A server in a thread of its own."""
+
+    def __init__(self, path, group):
+        self.path = path
+        self.group = group
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=lambda: uvloop.run(self.serve()))
+        self.thread.start()
+        assert self.ready.wait(10)
+
+    async def serve(self):
+        self.stop = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        with open(os.devnull, "w") as nowhere:
+            self.server = Server(Echo(), Log(nowhere.fileno()), self.group)
+            listener = await self.loop.create_unix_server(self.server.connection, self.path)
+            self.ready.set()
+            await self.stop.wait()
+            listener.close()
+            await self.server.stop()
+
+    def close(self):
+        self.loop.call_soon_threadsafe(self.stop.set)
+        self.thread.join(10)
+
+
+@pytest.fixture
+def running(tmp_path):
+    server = Running(str(tmp_path / "s"), os.getgid())
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def connect(running):
+    with contextlib.ExitStack() as stack:
+
+        def make():
+            made = stack.enter_context(socket.socket(socket.AF_UNIX))
+            made.settimeout(10)
+            made.connect(running.path)
+            return made
+
+        yield make
+
+
+def until_closed(connection):
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+    return data
+
+
+def bodies(data):
+    """Status and JSON of each answer in a stream of them."""
+    found = []
+    while data:
+        head, _, data = data.partition(b"\r\n\r\n")
+        status = int(head.split()[1])
+        fields = dict(
+            line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line
+        )
+        size = int(fields.get(b"content-length", 0))
+        found.append((status, json.loads(data[:size]) if size else None))
+        data = data[size:]
+    return found
+
+
+CLOSE = b"Connection: close\r\n\r\n"
+
+
+def test_a_request_is_answered_and_the_connection_kept(connect):
+    connection = connect()
+    for number in range(3):
+        connection.sendall(b"PUT /%d HTTP/1.1\r\nContent-Length: 2\r\n\r\nab" % number)
+        assert bodies(connection.recv(65536)) == [(200, ["PUT", f"/{number}", 2])]
+
+
+def test_pipelined_requests_are_answered_in_their_order(connect):
+    """Also where an earlier one takes longer than those after it."""
+    connection = connect()
+    connection.sendall(
+        b"GET /slow HTTP/1.1\r\n\r\nGET /1 HTTP/1.1\r\n\r\nGET /slow HTTP/1.1\r\n\r\n"
+        b"POST /2 HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET /3 HTTP/1.1\r\n" + CLOSE
+    )
+
+    answers = bodies(until_closed(connection))
+    assert [body[1] for _, body in answers] == ["/slow", "/1", "/slow", "/2", "/3"]
+
+
+def test_a_request_may_come_in_single_bytes(connect):
+    connection = connect()
+    for byte in b"PUT /x HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc":
+        connection.sendall(bytes([byte]))
+
+    assert bodies(connection.recv(65536)) == [(200, ["PUT", "/x", 3])]
+
+
+def test_head_is_get_without_the_body(connect):
+    connection = connect()
+    connection.sendall(b"HEAD /x HTTP/1.1\r\n" + CLOSE)
+
+    head, _, rest = until_closed(connection).partition(b"\r\n\r\n")
+    assert b"Content-Length: 17" in head
+    assert rest == b""
+
+
+def test_a_204_has_neither_body_nor_length(connect):
+    connection = connect()
+    connection.sendall(b"GET /nothing HTTP/1.1\r\n" + CLOSE)
+
+    data = until_closed(connection)
+    assert data.startswith(b"HTTP/1.1 204 ")
+    assert b"Content-Length" not in data
+    assert data.endswith(b"\r\n\r\n")
+
+
+def test_http_1_0_is_answered_and_closed(connect):
+    connection = connect()
+    connection.sendall(b"GET /x HTTP/1.0\r\n\r\n")
+
+    assert bodies(until_closed(connection)) == [(200, ["GET", "/x", 0])]
+
+
+def test_a_chunked_body_is_put_together(connect):
+    connection = connect()
+    connection.sendall(
+        b"PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    )
+
+    assert bodies(connection.recv(65536)) == [(200, ["PUT", "/x", 5])]
+
+
+def test_who_waits_for_100_continue_gets_it(connect):
+    connection = connect()
+    connection.sendall(b"PUT /x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    connection.sendall(b"abc")
+
+    assert bodies(connection.recv(65536)) == [(200, ["PUT", "/x", 3])]
+
+
+def test_a_body_that_is_announced_too_large_is_refused_unread(connect):
+    connection = connect()
+    connection.sendall(
+        b"PUT /x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (LIMIT + 1)
+    )
+
+    ((status, body),) = bodies(until_closed(connection))
+    assert (status, body["error"]["code"]) == (413, "too_large")
+
+
+def test_who_sends_too_much_all_the_same_comes_to_read_why(connect):
+    """The answer is not lost in a reset connection."""
+    connection = connect()
+    connection.sendall(
+        b"PUT /x HTTP/1.1\r\nContent-Length: 2000000\r\n\r\n" + b"x" * 2_000_000
+    )
+
+    ((status, _),) = bodies(until_closed(connection))
+    assert status == 413
+
+
+def test_a_chunked_body_cannot_pass_the_limit(connect):
+    connection = connect()
+    chunk = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
+    connection.sendall(b"PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 8)
+
+    ((status, _),) = bodies(until_closed(connection))
+    assert status == 413
+
+
+def test_a_head_without_end_is_refused(connect):
+    connection = connect()
+    connection.sendall(b"GET /x HTTP/1.1\r\n" + b"A: b\r\n" * 20_000)
+
+    ((status, _),) = bodies(until_closed(connection))
+    assert status == 413
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET\r\n\r\n",
+        b"GET /x HTTP/9.9\r\n\r\n",
+        b"FLY /x HTTP/1.1\r\n\r\n",
+        b"GET /x HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"GET /x HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET /x HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /x HTTP/1.1\r\nbad header\r\n\r\n",
+        b"PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /x HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_gets_one_error_and_the_connection_is_closed(connect, data):
+    connection = connect()
+    connection.sendall(data)
+
+    ((status, body),) = bodies(until_closed(connection))
+    assert (status, body["error"]["code"]) == (400, "bad_request")
+    assert set(body["error"]) == {"code", "message", "hint", "retryable", "field"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"GET /x HT", b"PUT /x HTTP/1.1\r\nContent-Length: 5\r\n\r\nab", b"GET /x HTTP/1.1\r\nA: b"],
+)
+def test_a_request_that_ends_half_way_is_refused(connect, data):
+    connection = connect()
+    connection.sendall(data)
+    connection.shutdown(socket.SHUT_WR)
+
+    ((status, body),) = bodies(until_closed(connection))
+    assert (status, body["error"]["code"]) == (400, "bad_request")
+
+
+def test_what_came_whole_before_the_half_request_is_answered(connect):
+    connection = connect()
+    connection.sendall(b"GET /slow HTTP/1.1\r\n\r\nGET /1 HTTP/1.1\r\n\r\nGET /2 HT")
+    connection.shutdown(socket.SHUT_WR)
+
+    statuses = [status for status, _ in bodies(until_closed(connection))]
+    assert statuses == [200, 200, 400]
+
+
+def test_a_request_that_stays_half_sent_is_refused(running, connect, monkeypatch):
+    monkeypatch.setattr(http, "PART_TIMEOUT", 0.0)
+    connection = connect()
+    connection.sendall(b"GET /x HTTP/1.1\r\n")
+    idle = connect()
+    idle.sendall(b"GET /x HTTP/1.1\r\n\r\n\r\n")
+    idle.recv(65536)
+    running.loop.call_soon_threadsafe(running.server.sweep)
+
+    ((status, _),) = bodies(until_closed(connection))
+    assert status == 400
+    idle.sendall(b"GET /y HTTP/1.1\r\n\r\n")
+    assert bodies(idle.recv(65536)) == [(200, ["GET", "/y", 0])]
+
+
+def test_a_peer_that_never_reads_is_not_read_from(connect, running):
+    """Answers that nobody takes do not pile up without end, and others are served meanwhile."""
+    greedy = connect()
+    greedy.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(100_000):
+            sent += greedy.send(b"GET /slow HTTP/1.1\r\n\r\n" * 100)
+    connection = connect()
+    connection.sendall(b"GET /x HTTP/1.1\r\n\r\n")
+
+    assert sent < 10_000_000
+    assert bodies(connection.recv(65536)) == [(200, ["GET", "/x", 0])]
+
+
+def test_others_than_root_and_the_group_are_refused(tmp_path):
+    """The kernel says who connected; this process is neither when it has given both up."""
+    if os.geteuid():
+        pytest.skip("needs root, to give it up")
+    server = Running(str(tmp_path / "s"), group=54321)
+    os.chmod(tmp_path, 0o755)
+    os.chmod(server.path, 0o777)
+    try:
+        answers = {gids: _status_as(server.path, *gids) for gids in [(1, 1), (54321, 1), (1, 54321)]}
+    finally:
+        server.close()
+
+    assert answers == {(1, 1): 403, (54321, 1): 200, (1, 54321): 200}
+
+
+def _status_as(path, gid, other_group):
+    """The status that uid 65534 with these groups gets, from a process of its own."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([other_group])
+            os.setresgid(gid, gid, gid)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(10)
+                directory = os.open(os.path.dirname(path), os.O_RDONLY)
+                os.fchdir(directory)
+                os.setresuid(65534, 65534, 65534)
+                connection.connect(os.path.basename(path))
+                connection.sendall(b"GET /x HTTP/1.1\r\n" + CLOSE)
+                os.write(writer, until_closed(connection).split()[1])
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    status = os.read(reader, 100)
+    os.close(reader)
+    return int(status or 0)

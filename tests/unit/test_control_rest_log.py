@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which addresses rest is known after a restart."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+import pytest
+
+from geneve_ebpf.control.rest_log import Rest, RestLog
+
+
+def rest(last, until, sandbox="a"):
+    return Rest(100, IPv4Address(f"10.0.0.{last}"), until, sandbox)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "resting"
+
+
+def reopened(path, now):
+    log = RestLog(path)
+    found = log.open(now)
+    log.close()
+    return found
+
+
+def test_a_rest_is_remembered_until_it_ends(path):
+    log = RestLog(path)
+    assert log.open(now=0.0) == []
+    log.add(rest(2, 60.0))
+    log.add(rest(3, 50.0, "b"))
+    log.close()
+
+    assert reopened(path, now=10.0) == [rest(3, 50.0, "b"), rest(2, 60.0)]
+    assert reopened(path, now=55.0) == [rest(2, 60.0)]
+    assert path.read_text().count("\n") == 1
+
+
+def test_the_last_rest_of_an_address_counts(path):
+    log = RestLog(path)
+    log.open(now=0.0)
+    log.add(rest(2, 60.0))
+    log.add(rest(2, 90.0, "b"))
+    log.close()
+
+    assert reopened(path, now=10.0) == [rest(2, 90.0, "b")]
+
+
+def test_a_torn_line_is_passed_over(path):
+    """The agent was killed while it wrote; what it had written before is good."""
+    log = RestLog(path)
+    log.open(now=0.0)
+    log.add(rest(2, 60.0))
+    log.close()
+    with path.open("a") as torn:
+        torn.write("100 10.0.")
+
+    assert reopened(path, now=10.0) == [rest(2, 60.0)]
