@@ -261,6 +261,13 @@ class Lab:
             self._wait_gone(node, pid)
         self._write_record()
 
+    def wait_gone(self, node: Node) -> None:
+        """Wait until a node's agent has ended by itself, as after `node down`."""
+        pid = self.agents.pop(node.name, None)
+        if pid is not None:
+            self._wait_gone(node, pid)
+        self._write_record()
+
     def connect(self, vpc: str, vni: int, prefix: str, blocks: dict[str, str]) -> None:
         """Give every node a VPC, with one block of its prefix on each named node.
 

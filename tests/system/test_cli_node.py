@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node's life by commands: no agent, agent killed, no slot, taken down."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from lab.network import Lab
+from tests.command import asked, geneve, new_lab, refused
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """One node, not started."""
+    with new_lab("n") as lab:
+        lab.make_nodes(1, slots=2, metrics=False)
+        yield lab
+
+
+def test_commands_say_when_no_agent_runs_and_the_node_outlives_it(lab):
+    """Exit 5 before the first and after a killed agent; the next one adopts what was attached."""
+    (node,) = lab.nodes
+    assert refused(node, "list") == (5, "agent_unreachable")
+    assert refused(node, "node", "status") == (5, "agent_unreachable")
+
+    lab.start_agent(node)
+    assert geneve(node, "node", "status", "--wait", "30").returncode == 0
+    lab.wait_ready(node)
+    asked(node, "vpc", "create", "blue", "--vni", "7", "--prefix", "10.0.0.0/16")
+    attached = asked(node, "attach", "web", "--vpc", "blue")
+    assert asked(node, "node", "status")["boot"] == "compiled"
+
+    lab.stop_agent(node, signal.SIGKILL)
+    assert refused(node, "list") == (5, "agent_unreachable")
+
+    lab.start_agent(node)
+    lab.wait_ready(node)
+    (adopted,) = asked(node, "list")["sandboxes"]
+    assert (adopted["sandbox"], adopted["generation"]) == ("web", attached["generation"])
+    assert asked(node, "node", "status")["boot"] == "adopted"
+
+
+def test_node_down_refuses_while_sandboxes_are_attached(lab):
+    """Exit 4, and nothing is touched; with --force it goes, the agent too."""
+    (node,) = lab.nodes
+    lab.start_agent(node)
+    lab.wait_ready(node)
+    asked(node, "vpc", "create", "blue", "--vni", "7", "--prefix", "10.0.0.0/16")
+    asked(node, "attach", "web", "--vpc", "blue")
+
+    assert refused(node, "node", "down") == (4, "node_in_use")
+    assert len(asked(node, "list")["sandboxes"]) == 1
+
+    done = geneve(node, "node", "down", "--force")
+    assert (done.returncode, done.stdout) == (0, "node is down\n")
+    lab.wait_gone(node)
+    assert refused(node, "list") == (5, "agent_unreachable")
+    assert not node.socket.parent.exists()
+
+
+def test_no_slot_is_exit_6_and_retryable(lab):
+    """A node that keeps no slot says so at once, and how to mend it."""
+    (node,) = lab.nodes
+    node.config.write_text(node.config.read_text().replace("slots = 2", "slots = 0"))
+    lab.start_agent(node)
+    lab.wait_ready(node)
+    asked(node, "vpc", "create", "blue", "--vni", "7", "--prefix", "10.0.0.0/16")
+
+    assert refused(node, "attach", "web", "--vpc", "blue") == (6, "no_slot")
+    assert refused(node, "slot", "reserve") == (6, "no_slot")
+    assert asked(node, "list")["sandboxes"] == []
