@@ -12,6 +12,7 @@ import errno
 import fcntl
 import socket
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 _SIOCETHTOOL = 0x8946
-_ETHTOOL_STSO, _ETHTOOL_SGRO = 0x1F, 0x2C
-_IFF_UP, _IFF_NOARP = 0x1, 0x80
+_SIOCGIFFLAGS = 0x8913
+_ETHTOOL_GLINK, _ETHTOOL_STSO, _ETHTOOL_SGRO = 0x0A, 0x1F, 0x2C
+_IFF_UP, _IFF_RUNNING, _IFF_NOARP = 0x1, 0x40, 0x80
 
 
 def index_of(ip: IPRoute, name: str) -> int:
@@ -88,6 +90,25 @@ def set_tso(name: str, on: bool) -> None:
 def set_gro(name: str, on: bool) -> None:
     """Generic receive offload."""
     _ethtool(name, _ETHTOOL_SGRO, on)
+
+
+def wait_running(name: str, patience: float = 1.0) -> None:
+    """Return once an interface that is up transmits, `patience` seconds at most.
+
+    A veth whose peer came up after it has its carrier at once, but drops what
+    is sent until the kernel's link watch has come round, a moment later.
+    """
+    end = time.monotonic() + patience
+    # Asking for the link makes the kernel do its link watch now (since 6.8).
+    _ethtool(name, _ETHTOOL_GLINK, False)
+    while not _flags(name) & _IFF_RUNNING and time.monotonic() < end:
+        time.sleep(0.0002)
+
+
+def _flags(name: str) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+        answer = fcntl.ioctl(door, _SIOCGIFFLAGS, struct.pack("16sH22x", name.encode(), 0))
+    return int(struct.unpack_from("H", answer, 16)[0])
 
 
 def _ethtool(name: str, command: int, on: bool) -> None:

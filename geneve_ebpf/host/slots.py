@@ -70,6 +70,7 @@ def make(ip: IPRoute, door: RouteSocket, place: Place, index: int) -> int:
                 hint="another tool changed it: geneve-ebpf node down, then start again",
             )
         links.set_up(ip, ifindex)
+        _await_transmission(namespace)
     except BaseException:
         if ifindex:
             links.remove(ip, ifindex)
@@ -105,6 +106,17 @@ def _furnish(namespace: int, guest: Guest) -> None:
             )
             inside.route("add", dst=f"{guest.gateway}/32", oif=eth0, scope=253)  # on link
             inside.route("add", dst="0.0.0.0/0", gateway=str(guest.gateway), oif=eth0)
+    finally:
+        namespaces.enter(before)
+        os.close(before)
+
+
+def _await_transmission(namespace: int) -> None:
+    """eth0 was up before its peer: its first frames must not be lost."""
+    before = namespaces.current()
+    namespaces.enter(namespace)
+    try:
+        links.wait_running(GUEST_INTERFACE)
     finally:
         namespaces.enter(before)
         os.close(before)
