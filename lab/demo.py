@@ -6,6 +6,7 @@ It checks what it shows, and ends with status 1 if something is not as it says.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -80,6 +81,9 @@ with socket.create_connection((sys.argv[1], 9000), timeout=5) as peer:
 """
 
 
+_libc = ctypes.CDLL(None)
+
+
 class Surprise(Exception):
     """Something did not go as the demo says it does."""
 
@@ -134,6 +138,7 @@ class Demo:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
+            preexec_fn=end_with_demo,
         )
         self.processes.append(process)
         assert process.stdout is not None
@@ -280,6 +285,12 @@ def described(frame: bytes) -> str:
         f"{addresses[0]} > {addresses[1]}  UDP {int.from_bytes(udp[0:2], 'big')} > {GENEVE_PORT}"
         f"  Geneve VNI {int.from_bytes(geneve[4:7], 'big')}  [ {addresses[2]} > {addresses[3]} ]"
     )
+
+
+def end_with_demo() -> None:
+    """In a child: end when the demo does, were it by SIGKILL."""
+    pr_set_pdeathsig = 1
+    _libc.prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
 
 
 def coloured() -> bool:

@@ -48,6 +48,8 @@ def complain(error: GeneveError) -> None:
         note(json.dumps(document("error", **error.as_json()), separators=(",", ":")))
         return
     text = f"error: {one_line(error.message)} ({error.code.slug})"
+    if "[" in error.field:  # one of many, in a file
+        text += f"\n  at {one_line(error.field)}"
     for name, pair in error.details.items():
         if isinstance(pair, dict) and {"have", "want"} <= pair.keys():
             text += f"\n  {name}: it has {shown(pair['have'])}, asked for {shown(pair['want'])}"

@@ -411,6 +411,17 @@ def test_a_conflict_says_what_differs(ask):
     assert "vpc: it has red, asked for blue" in err
 
 
+def test_an_error_in_a_file_says_where(ask, tmp_path):
+    """Which of 100,000 routes it is; a command's own words need no such line."""
+    file = tmp_path / "state.json"
+    file.write_text('{"routes": []}')
+    error = GeneveError(Code.VPC_NOT_FOUND, "no VPC a", field="routes[7].vpc")
+    status, _, err, _ = ask(["apply", "-f", str(file)], answer("404 No", error.as_json()))
+
+    assert status == Exit.NOT_FOUND.value
+    assert err == "error: no VPC a (vpc_not_found)\n  at routes[7].vpc\n"
+
+
 def test_an_agent_cannot_move_the_terminal(ask):
     """Control characters in what the agent says are not printed."""
     error = GeneveError(Code.INTERNAL, "a\x1b[2Jb\nc", hint="d\re")
