@@ -131,7 +131,15 @@ def link_ifindex(link: int) -> int:
 
 def drop_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str) -> None:
     """Take uplink_rx off one interface, however it hangs there."""
-    pins.uplink(interface).unlink(missing_ok=True)
+    pinned = pins.uplink(interface)
+    if pinned.exists():
+        # Unpinned alone, the link would go on for a moment after this returns.
+        link = bpf.open_pin(pinned)
+        try:
+            bpf.call_packed(bpf.LINK_DETACH, "<I", link)
+        finally:
+            os.close(link)
+        pinned.unlink()
     ifindex = links.index_of(ip, interface)
     if ifindex:
         tc.remove_ingress_program(door, ifindex)
