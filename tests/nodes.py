@@ -24,7 +24,7 @@ from typing import Any
 from geneve_ebpf import dataplane
 from geneve_ebpf.agent.slot_process import quiesce
 from geneve_ebpf.dataplane import DataPlane
-from geneve_ebpf.host import namespaces, slots
+from geneve_ebpf.host import links, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import (
@@ -304,12 +304,14 @@ class Bed:
     def wire(
         self, one: Path, one_name: str, other: Path, other_name: str, *, mtu: int = 1500
     ) -> None:
-        """Join two namespaces with a veth pair, both ends up."""
+        """Join two namespaces with a veth pair, both ends up, without IPv6 that would talk."""
         run(
             "ip", "link", "add", one_name, "mtu", mtu, "netns", one.name, "type", "veth",
             "peer", "name", other_name, "mtu", mtu, "netns", other.name,
         )  # fmt: skip
         for netns, name in ((one, one_name), (other, other_name)):
+            with namespaces.entering(netns):
+                links.disable_ipv6(name)
             run("ip", "-n", netns.name, "link", "set", name, "up")
 
     def address(self, netns: Path, address: str, interface: str) -> None:
