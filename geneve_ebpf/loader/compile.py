@@ -53,8 +53,13 @@ def compile_and_pin(run_directory: Path) -> None:
 
 
 def relevant(log: str) -> str:
-    """The part of a compiler's or verifier's log that matters: its end, without statistics."""
+    """The part of a compiler's or verifier's log that matters: its end, without statistics
+    nor the trace of our own calls that follows it.
+    """
     lines = [line for line in log.splitlines() if line.strip()]
+    trace = "Traceback (most recent call last):"
+    if trace in lines[1:]:
+        lines = lines[: lines.index(trace)]
     if any(line.startswith("processed ") for line in lines):
         # Verifier: what follows "processed" is BCC's own exception.
         last = max(i for i, line in enumerate(lines) if line.startswith("processed "))

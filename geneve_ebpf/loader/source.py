@@ -44,15 +44,16 @@ def _flatten(path: Path, root: Path, seen: set[Path]) -> str:
 def layout_hash() -> str:
     """Names the maps' shapes: 12 hex digits. Comments and spacing do not count."""
     root = bpf_directory()
-    text = "".join((root / name).read_text() for name in ("geneve_abi.h", "lib/maps.h"))
+    structs, maps = ((root / name).read_text() for name in ("geneve_abi.h", "lib/maps.h"))
     # What a drop or event is called changes no layout; how many there are does.
-    text = re.sub(r'"[^"]*"', '""', _COMMENT.sub(" ", text))
-    return _digest(" ".join(text.split()))
+    structs = re.sub(r'"[^"]*"', '""', _COMMENT.sub(" ", structs))
+    return _digest(" ".join(f"{structs} {_COMMENT.sub(' ', maps)}".split()))
 
 
 def program_hash() -> str:
     """Names the programs: 12 hex digits. Comments and spacing do not count."""
-    return _digest(" ".join(_COMMENT.sub(" ", program_text()).split()))
+    text = re.sub(r"^#line .*$", "", program_text(), flags=re.MULTILINE)
+    return _digest(" ".join(_COMMENT.sub(" ", text).split()))
 
 
 def _digest(text: str) -> str:
