@@ -12,7 +12,7 @@
 |      |                 |            | 10.5.0.0/24    | 203.0.113.5, no underlay route    |
 |      |                 |            | 10.51.0.0/24   | 203.0.113.51, underlay blackhole  |
 |      |                 |            | 10.52.0.0/24   | 192.0.2.1, ourselves              |
-|      |                 |            | 10.6.0.0/24    | 203.0.113.6, by a route of 1300   |
+|      |                 |            | 10.6.0.0/24    | 203.0.113.6, a route locked to 1300|
 |      |                 |            | 10.66.0.0/16   | blackhole                         |
 |      |                 |            | 10.7.0.0/24    | a next hop that does not exist    |
 """

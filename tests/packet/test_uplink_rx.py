@@ -514,7 +514,7 @@ def test_arp_for_half_an_attachment_is_dropped(node: Node):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_frame_is_ours_or_untouched(node: Node, seed):
-    """Random damage: each frame is counted once and dropped, delivered or answered, or as it came."""
+    """Random damage: a frame is dropped, delivered or answered and counted once, or as it came."""
     inners = [
         in_vpc(TCP(sport=1, dport=2) / b"data", REMOTE, ALICE),
         in_vpc(UDP(sport=1, dport=2) / b"data", REMOTE, BOB),
