@@ -306,7 +306,8 @@ def test_others_than_root_and_the_group_are_refused(tmp_path):
     os.chmod(tmp_path, 0o755)
     os.chmod(server.path, 0o777)
     try:
-        answers = {gids: _status_as(server.path, *gids) for gids in [(1, 1), (54321, 1), (1, 54321)]}
+        groups = [(1, 1), (54321, 1), (1, 54321)]
+        answers = {pair: _status_as(server.path, *pair) for pair in groups}
     finally:
         server.close()
 
