@@ -227,9 +227,7 @@ class Api:
             head = b"Retry-After: 1\r\n"
         return error_answer(error, head)
 
-    def _log_change(
-        self, request: Request, status: int, error: GeneveError | None = None
-    ) -> None:
+    def _log_change(self, request: Request, status: int, error: GeneveError | None = None) -> None:
         if request.method in ("GET", "HEAD"):
             return
         peer = request.peer
@@ -280,9 +278,7 @@ class Api:
         text = self._sandbox_text(attachment, body.vpc, timing)
         return Answer(200 if timing is None else 201, f"{{{text}}}".encode())
 
-    def _sandbox_text(
-        self, attachment: Attachment, vpc: str, timing: Timing | None = None
-    ) -> str:
+    def _sandbox_text(self, attachment: Attachment, vpc: str, timing: Timing | None = None) -> str:
         place = self._node.pool.place(attachment.slot)
         netns = f'{self._netns_text}{attachment.slot}"'
         text = sandbox_text(attachment, vpc, self._guest_text, netns, place.ifindex)
@@ -428,9 +424,7 @@ class Api:
 
     def _list_vpcs(self, call: Call) -> Answer:
         vpcs = sorted(self._node.desired.state.vpcs.items())
-        return _json(
-            200, {"schema": schema("vpcs"), "vpcs": [vpc_json(vpc) for _, vpc in vpcs]}
-        )
+        return _json(200, {"schema": schema("vpcs"), "vpcs": [vpc_json(vpc) for _, vpc in vpcs]})
 
     def _get_vpc(self, call: Call) -> Answer:
         state = self._node.desired.state

@@ -138,9 +138,7 @@ class Table:
         except GeneveError as error:
             if error.code is Code.BAD_CONFIG:
                 raise
-            raise bad_config(
-                f"{name}: {error.message}", field=name, hint=error.hint
-            ) from None
+            raise bad_config(f"{name}: {error.message}", field=name, hint=error.hint) from None
 
 
 def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:

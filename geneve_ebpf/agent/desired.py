@@ -79,6 +79,8 @@ class Desired:
         With a new store and an old data plane, the maps are all that is known:
         nothing is removed from them.
         """
+        for vni in self.state.vpc_by_vni:
+            self.book(vni).advance(LARGE)  # so that no attach has to set one up
         wanted_vteps = self.state.vteps
         present_vteps = {vtep.address: vtep for vtep in self._dataplane.vteps()}
         wanted = {
@@ -249,9 +251,12 @@ class Desired:
     async def _carry_out(self, difference: Difference, after: DesiredState | None = None) -> None:
         """Store, maps, memory; `after` is the whole new state where there is one."""
         pace = Pace()
-        large = len(difference.routes_added) + len(difference.routes_changed) + len(
-            difference.routes_removed
-        ) > LARGE
+        large = (
+            len(difference.routes_added)
+            + len(difference.routes_changed)
+            + len(difference.routes_removed)
+            > LARGE
+        )
         revision = self.state.revision + 1
         self.closing = frozenset(
             vpc.name
@@ -302,27 +307,33 @@ class Desired:
         vnis_after = dict(vnis)
         for vpc in (*difference.vpcs_added, *difference.vpcs_changed):
             vnis_after[vpc.name] = vpc.vni
-        to_set = [
-            (vnis_after[route.vpc], route)
-            for route in (*difference.routes_added, *difference.routes_changed)
-        ]
-        to_remove = [(vnis[route.vpc], route.prefix) for route in difference.routes_removed]
-        yield
+        to_set: list[tuple[int, Route]] = []
+        for routes in (difference.routes_added, difference.routes_changed):
+            for route in routes:
+                to_set.append((vnis_after[route.vpc], route))
+                yield
+        to_remove: list[Key] = []
+        for route in difference.routes_removed:
+            to_remove.append((vnis[route.vpc], route.prefix))
+            yield
         if after is not None:
             moved = [v.name for v in difference.vpcs_changed if vnis[v.name] != v.vni]
             for name in moved:
-                to_set += [(vnis_after[name], route) for route in after.routes(name)]
-                to_remove += [(vnis[name], route.prefix) for route in self.state.routes(name)]
-                yield
+                for route in after.routes(name):
+                    to_set.append((vnis_after[name], route))
+                    yield
+                for route in self.state.routes(name):
+                    to_remove.append((vnis[name], route.prefix))
+                    yield
             to_remove += self.unclaimed_routes
-            if difference.vpcs_added or moved or self.unclaimed_routes:
+            if to_remove and (difference.vpcs_added or moved or self.unclaimed_routes):
                 # A VNI may have passed from one VPC to another, with the same prefixes;
                 # and nothing says that a new VPC has none of what nobody claimed.
-                kept = {
-                    (vpc.vni, route.prefix)
-                    for vpc in after.vpcs.values()
-                    for route in after.routes(vpc.name)
-                }
+                kept: set[Key] = set()
+                for vpc in after.vpcs.values():
+                    for route in after.routes(vpc.name):
+                        kept.add((vpc.vni, route.prefix))
+                        yield
                 to_remove = [key for key in to_remove if key not in kept]
                 yield
         for vtep in (*difference.vteps_added, *difference.vteps_changed):
@@ -382,10 +393,10 @@ class Desired:
                 touched[owner.vni] = touched.get(owner.vni, 0) + 1
         whole = [vni for vni, count in touched.items() if count >= CHUNK]
         for vni in whole:
+            vpc_now = state.vpc_by_vni.get(vni)
             book = self._books.get(vni)
             if book is None:
-                continue
-            vpc_now = state.vpc_by_vni.get(vni)
+                book = self._books[vni] = AddressBook(self._rest, self._now)
             routes = state.routes(vpc_now.name) if vpc_now is not None else ()
             await pace.through(book.steps_of_setting(vpc_now, routes))
             self._in_background(self._advance(book))
@@ -398,9 +409,7 @@ class Desired:
             if book is not None:
                 book.remove_route(route.prefix)
 
-    def _book_of(
-        self, state: DesiredState, route: Route, done: list[int]
-    ) -> AddressBook | None:
+    def _book_of(self, state: DesiredState, route: Route, done: list[int]) -> AddressBook | None:
         vpc = state.vpcs.get(route.vpc)
         return None if vpc is None or vpc.vni in done else self._books.get(vpc.vni)
 
@@ -447,9 +456,7 @@ class Undo:
         # Removed first: they may be what filled the map.
         self._dataplane.remove_routes(added)
         self._dataplane.set_routes(
-            (key[0], route)
-            for key in self.routes
-            if (route := self._present(key)) is not None
+            (key[0], route) for key in self.routes if (route := self._present(key)) is not None
         )
         for address, vtep in self.vteps:
             if vtep is None:

@@ -171,9 +171,7 @@ class Connection(asyncio.Protocol):
         connection = transport.get_extra_info("socket")
         self._peer = peer_of(connection)
         peer = self._peer
-        self._allowed = (
-            peer.uid == 0 or peer.gid == server.group or server.group in peer.groups
-        )
+        self._allowed = peer.uid == 0 or peer.gid == server.group or server.group in peer.groups
         if len(server.connections) >= CONNECTIONS_MAX:
             self._refuse(
                 GeneveError(
@@ -331,9 +329,7 @@ class Connection(asyncio.Protocol):
         elif self._closing:
             self.close()
 
-    def _send(
-        self, request: Request, answer: Answer, keep: bool, linger: bool = False
-    ) -> None:
+    def _send(self, request: Request, answer: Answer, keep: bool, linger: bool = False) -> None:
         transport = self._transport
         if transport is None:
             return

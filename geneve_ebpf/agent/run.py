@@ -76,6 +76,7 @@ def serve(config: AgentConfig) -> None:
         _raise_descriptor_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         log.info("starting", node=settings.name, vtep=settings.vtep, pid=os.getpid())
+        gc.disable()  # until what is loaded now has been frozen
         store = stack.enter_context(
             contextlib.closing(Store(settings.state_directory / "state.db"))
         )
@@ -84,9 +85,7 @@ def serve(config: AgentConfig) -> None:
         recorder = stack.enter_context(
             contextlib.closing(Recorder(settings.run_directory / "latency"))
         )
-        rests = stack.enter_context(
-            contextlib.closing(RestLog(settings.run_directory / "resting"))
-        )
+        rests = stack.enter_context(contextlib.closing(RestLog(settings.run_directory / "resting")))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_Agent(config, dataplane, log).live(store, state, recorder, rests))
     log.info("stopped", node=settings.name)
@@ -138,12 +137,8 @@ class _Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         log.deferred_by(loop.call_soon)
-        desired = Desired(
-            self._dataplane, store, state, settings.address_rest, time.monotonic, log
-        )
-        pool = SlotPool(
-            self._dataplane, settings.run_directory / "netns", settings.slots, log
-        )
+        desired = Desired(self._dataplane, store, state, settings.address_rest, time.monotonic, log)
+        pool = SlotPool(self._dataplane, settings.run_directory / "netns", settings.slots, log)
         self._pool = pool
         self._node = Node(settings, self._dataplane, desired, pool, rests, recorder, log)
         self._node.adopt()
@@ -169,9 +164,9 @@ class _Agent:
         listener = await loop.create_unix_server(
             self._server.connection, sock=listening, backlog=BACKLOG
         )
-        gc.collect()
         gc.freeze()
         gc.set_threshold(*COLLECT)
+        gc.enable()
         notify("READY=1")
         log.info(
             "serving",

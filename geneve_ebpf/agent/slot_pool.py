@@ -139,7 +139,8 @@ class SlotPool:
         raise GeneveError(
             Code.NO_SLOT,
             "no slot is ready on this node",
-            hint=self.problem or f"{self._counts[Phase.MAKING]} are being made: wait a moment,"
+            hint=self.problem
+            or f"{self._counts[Phase.MAKING]} are being made: wait a moment,"
             " place it elsewhere, or give the node more slots",
         )
 

@@ -332,7 +332,5 @@ def _vpc_fields(vpc: Vpc) -> dict[str, object]:
 
 def _differences(have: dict[str, object], want: dict[str, object]) -> dict[str, object]:
     return {
-        name: {"have": have[name], "want": want[name]}
-        for name in have
-        if have[name] != want[name]
+        name: {"have": have[name], "want": want[name]} for name in have if have[name] != want[name]
     }

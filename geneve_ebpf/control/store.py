@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
+from itertools import chain, islice
 from pathlib import Path
 
 from geneve_ebpf.control.state import DesiredState, Difference, Rules
@@ -31,7 +32,7 @@ CREATE TABLE routes (
 ) WITHOUT ROWID;
 """
 # How many rows one statement call writes: a fraction of a millisecond's work.
-CHUNK = 100
+CHUNK = 50
 
 
 class Store:
@@ -98,43 +99,45 @@ class Store:
 
     def steps_of_writing(self, difference: Difference, revision: int) -> Iterator[None]:
         """Write a difference and the revision it leads to; yields between pieces."""
-        routes = difference.routes_added + difference.routes_changed
-        vteps = difference.vteps_added + difference.vteps_changed
-        vpcs = difference.vpcs_added + difference.vpcs_changed
         yield from self._many(
             "DELETE FROM routes WHERE vpc=? AND prefix=?",
-            [(route.vpc, str(route.prefix)) for route in difference.routes_removed],
+            ((route.vpc, str(route.prefix)) for route in difference.routes_removed),
         )
         yield from self._many(
             "DELETE FROM vteps WHERE address=?",
-            [(str(vtep.address),) for vtep in difference.vteps_removed],
+            ((str(vtep.address),) for vtep in difference.vteps_removed),
         )
         yield from self._many(
-            "DELETE FROM vpcs WHERE name=?", [(vpc.name,) for vpc in difference.vpcs_removed]
+            "DELETE FROM vpcs WHERE name=?", ((vpc.name,) for vpc in difference.vpcs_removed)
         )
         yield from self._many(
             "INSERT OR REPLACE INTO vpcs VALUES (?, ?, ?)",
-            [(v.name, v.vni, json.dumps([str(p) for p in v.prefixes])) for v in vpcs],
+            (
+                (vpc.name, vpc.vni, json.dumps([str(prefix) for prefix in vpc.prefixes]))
+                for vpc in chain(difference.vpcs_added, difference.vpcs_changed)
+            ),
         )
         yield from self._many(
             "INSERT OR REPLACE INTO vteps VALUES (?, ?)",
-            [(str(vtep.address), vtep.mtu) for vtep in vteps],
+            (
+                (str(vtep.address), vtep.mtu)
+                for vtep in chain(difference.vteps_added, difference.vteps_changed)
+            ),
         )
-        for start in range(0, len(routes), CHUNK):
-            yield from self._many(
-                "INSERT OR REPLACE INTO routes VALUES (?, ?, ?, ?, ?)",
-                [
-                    (
-                        route.vpc,
-                        str(route.prefix),
-                        route.kind.value,
-                        None if route.vtep is None else str(route.vtep),
-                        None if route.mac is None else str(route.mac),
-                    )
-                    for route in routes[start : start + CHUNK]
-                ],
-            )
-        yield from self._many("UPDATE meta SET value=? WHERE name='revision'", [(revision,)])
+        yield from self._many(
+            "INSERT OR REPLACE INTO routes VALUES (?, ?, ?, ?, ?)",
+            (
+                (
+                    route.vpc,
+                    str(route.prefix),
+                    route.kind.value,
+                    None if route.vtep is None else str(route.vtep),
+                    None if route.mac is None else str(route.mac),
+                )
+                for route in chain(difference.routes_added, difference.routes_changed)
+            ),
+        )
+        yield from self._many("UPDATE meta SET value=? WHERE name='revision'", iter([(revision,)]))
 
     def commit(self) -> None:
         """Make the transaction last. May be called from another thread: it is all in C."""
@@ -160,10 +163,10 @@ class Store:
         """Close the file; the last one out leaves no log behind."""
         self._db.close()
 
-    def _many(self, statement: str, rows: Sequence[tuple[object, ...]]) -> Iterator[None]:
-        for start in range(0, len(rows), CHUNK):
+    def _many(self, statement: str, rows: Iterator[tuple[object, ...]]) -> Iterator[None]:
+        while chunk := list(islice(rows, CHUNK)):
             with self._refusals():
-                self._db.executemany(statement, rows[start : start + CHUNK])
+                self._db.executemany(statement, chunk)
             yield
 
     @contextmanager

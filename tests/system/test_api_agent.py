@@ -264,9 +264,7 @@ def test_a_slot_is_never_used_twice_by_the_same_namespace(bench, ask):
     ask.must("DELETE", "/v1/sandboxes/a")
     assert eventually(bench.ready, 30)
 
-    inodes = {
-        Path(one["netns"]).stat().st_ino for one in ask.must("GET", "/v1/slots")["slots"]
-    }
+    inodes = {Path(one["netns"]).stat().st_ino for one in ask.must("GET", "/v1/slots")["slots"]}
     assert len(inodes) == SLOTS
     assert inode not in inodes
 

@@ -196,9 +196,7 @@ def test_a_body_that_is_announced_too_large_is_refused_unread(connect):
 def test_who_sends_too_much_all_the_same_comes_to_read_why(connect):
     """The answer is not lost in a reset connection."""
     connection = connect()
-    connection.sendall(
-        b"PUT /x HTTP/1.1\r\nContent-Length: 2000000\r\n\r\n" + b"x" * 2_000_000
-    )
+    connection.sendall(b"PUT /x HTTP/1.1\r\nContent-Length: 2000000\r\n\r\n" + b"x" * 2_000_000)
 
     ((status, _),) = bodies(until_closed(connection))
     assert status == 413
