@@ -146,6 +146,7 @@ static inline enum drop_reason translate(struct __sk_buff *skb,
 					 const struct inner *inner, __u32 field,
 					 __be32 from, __be32 to)
 {
+	__u32 at, end = inner->l3 + inner->length; /* behind it is padding */
 	enum drop_reason reason;
 	long failed = 0;
 
@@ -153,13 +154,17 @@ static inline enum drop_reason translate(struct __sk_buff *skb,
 		return DROP_NONE;
 	if (inner->first) {
 		if (inner->protocol == IPPROTO_TCP) {
-			failed = bpf_l4_csum_replace(skb, inner->l4 + TCP_CHECKSUM,
-						     from, to,
+			at = inner->l4 + TCP_CHECKSUM;
+			if (at + sizeof(__u16) > end)
+				return DROP_SHORT_FRAME;
+			failed = bpf_l4_csum_replace(skb, at, from, to,
 						     BPF_F_PSEUDO_HDR | 4);
 		} else if (inner->protocol == IPPROTO_UDP) {
+			at = inner->l4 + UDP_CHECKSUM;
+			if (at + sizeof(__u16) > end)
+				return DROP_SHORT_FRAME;
 			/* A zero checksum means none, and stays so. */
-			failed = bpf_l4_csum_replace(skb, inner->l4 + UDP_CHECKSUM,
-						     from, to,
+			failed = bpf_l4_csum_replace(skb, at, from, to,
 						     BPF_F_PSEUDO_HDR |
 						     BPF_F_MARK_MANGLED_0 | 4);
 		} else if (inner->protocol == IPPROTO_ICMP) {

@@ -204,6 +204,25 @@ def test_icmp_error_with_a_broken_quote_is_dropped(node: Node, quote, reason):
     assert_dropped(node.sends(sent), reason, sent)
 
 
+def test_quote_ends_where_the_ip_packet_does(node: Node):
+    """Ethernet padding behind it is neither quote nor checksum."""
+    padding = bytes(range(1, 61))
+    eight_bytes = quoted(TCP(sport=80, dport=8080) / DATA, GUEST)[:28]
+
+    run = node.sends(bytes(from_guest(icmp_error(eight_bytes))) + padding)
+
+    expected = icmp_error(quoted(TCP(sport=80, dport=8080) / DATA, ALICE)[:28])
+    assert run.frame == tunnelled(run, Raw(bytes(in_vpc(expected, ALICE, REMOTE)) + padding))
+
+
+def test_quote_that_goes_on_in_the_padding_is_dropped(node: Node):
+    """A packet's length is what its header says."""
+    whole = quoted(UDP() / DATA, GUEST)
+    sent = bytes(from_guest(icmp_error(whole[:19]))) + whole[19:60]
+
+    assert_dropped(node.sends(sent), "short_frame", sent)
+
+
 def test_icmp_that_is_no_error_is_not_taken_for_a_quote(node: Node):
     """An echo's data may look like a packet."""
     payload = ICMP(type=8) / Raw(quoted(UDP() / DATA, GUEST))
@@ -442,6 +461,13 @@ def test_padded_arp_is_answered_with_its_padding(node: Node):
     assert run.frame == bytes(arp_answer(GATEWAY, GATEWAY_MAC)) + bytes(18)
 
 
+def with_byte(frame, at: int, value: int) -> bytes:
+    """The frame with one byte changed and all others where they were."""
+    raw = bytearray(bytes(frame))
+    raw[at] = value
+    return bytes(raw)
+
+
 REFUSED = {
     "probe": arp_question(sender="0.0.0.0"),
     "probe-for-own-address": arp_question(GUEST, sender="0.0.0.0"),
@@ -452,8 +478,8 @@ REFUSED = {
     "rarp": arp_question(op=3),
     "other-hardware": arp_question(hwtype=6),
     "other-protocol": arp_question(ptype=0x86DD),
-    "hardware-length": arp_question(hwlen=8),
-    "protocol-length": arp_question(plen=16),
+    "hardware-length": with_byte(arp_question(), 18, 8),
+    "protocol-length": with_byte(arp_question(), 19, 16),
 }
 
 
@@ -519,6 +545,8 @@ DROPPED = {
     "total-length-65535": (with_ip(len=65535), "short_frame"),
     "udp-header-cut-off": (ETHER / UDP_SHORT, "short_frame"),
     "tcp-header-cut-off": (ETHER / TCP_SHORT, "short_frame"),
+    "udp-header-in-the-padding": (bytes(ETHER / UDP_SHORT) + bytes(range(20)), "short_frame"),
+    "tcp-header-in-the-padding": (bytes(ETHER / TCP_SHORT) + bytes(range(20)), "short_frame"),
     "ipv6": (of_type(0x86DD), "not_ipv4"),
     "ipv6-neighbour-discovery": (of_type(0x86DD, dst="33:33:00:00:00:02"), "not_ipv4"),
     "lldp": (of_type(0x88CC, dst="01:80:c2:00:00:0e"), "not_ipv4"),
