@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from geneve_ebpf.agent.log import Log
 
@@ -34,11 +34,12 @@ class Child:
         arguments: list[str],
         log: Log,
         *,
-        cpu: int | None = None,
+        cpus: Collection[int],
         on_start: Callable[[socket.socket], None] | None = None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
-        """arguments: what follows the Python interpreter.
+        """arguments: what follows the Python interpreter. cpus: where it may run, which
+        the agent's own placement has no part in.
 
         on_start gets our end of a stream socket that the child has as descriptor
         3; without it the child has none. on_death is called each time it dies
@@ -49,7 +50,7 @@ class Child:
         self.problem = ""  # why it is not running, while that is not wanted
         self._arguments = [sys.executable, *arguments]
         self._log = log
-        self._cpu = cpu
+        self._cpus = cpus
         self._on_start = on_start
         self._on_death = on_death
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,14 +69,13 @@ class Child:
             ours, theirs = socket.socketpair()
         number = -1 if theirs is None else theirs.fileno()
         parent = os.getpid()
-        cpu = self._cpu
+        cpus = self._cpus
 
         def between_fork_and_exec() -> None:
             _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:  # died before it was asked for
                 os._exit(1)
-            if cpu is not None:
-                os.sched_setaffinity(0, {cpu})
+            os.sched_setaffinity(0, cpus)
             if number >= 0:
                 os.dup2(number, CHANNEL, inheritable=True)
 

@@ -71,8 +71,11 @@ def serve(config: AgentConfig) -> None:
     with ExitStack() as stack:
         stack.enter_context(_sole_agent(settings))
         stack.enter_context(namespaces.entering(settings.netns))
-        if config.placement.agent_cpu is not None:
-            _keep_on(config.placement.agent_cpu)
+        cpus = os.sched_getaffinity(0)
+        placement = config.placement
+        for name in ("agent_cpu", "slot_cpu", "exporter_cpu"):
+            _refuse_other_cpu(getattr(placement, name), cpus, f"placement.{name}")
+        os.sched_setaffinity(0, _cpus(placement.agent_cpu, cpus))
         _raise_descriptor_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         log.info("starting", node=settings.name, vtep=settings.vtep, pid=os.getpid())
@@ -87,7 +90,7 @@ def serve(config: AgentConfig) -> None:
         )
         rests = stack.enter_context(contextlib.closing(RestLog(settings.run_directory / "resting")))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_Agent(config, dataplane, log).live(store, state, recorder, rests))
+            runner.run(_Agent(config, dataplane, cpus, log).live(store, state, recorder, rests))
     log.info("stopped", node=settings.name)
 
 
@@ -119,10 +122,12 @@ def down(settings: NodeSettings, *, force: bool = False) -> None:
 class _Agent:
     """One run of the agent, from an open data plane on."""
 
-    def __init__(self, config: AgentConfig, dataplane: DataPlane, log: Log) -> None:
+    def __init__(self, config: AgentConfig, dataplane: DataPlane, cpus: set[int], log: Log) -> None:
+        """cpus: where its children may run if they are not placed."""
         self._config = config
         self._settings = config.node
         self._dataplane = dataplane
+        self._cpus = cpus
         self._log = log
         self._stop = asyncio.Event()
         self._children: list[Child] = []
@@ -195,7 +200,7 @@ class _Agent:
             "slot process",
             ["-m", "geneve_ebpf.agent.slot_process", "--settings-json", text],
             self._log,
-            cpu=placement.slot_cpu,
+            cpus=_cpus(placement.slot_cpu, self._cpus),
             on_start=pool.connect,
             on_death=pool.disconnect,
         )
@@ -207,7 +212,7 @@ class _Agent:
                     "exporter",
                     ["-m", "geneve_ebpf.exporter", "--settings-json", text, *more],
                     self._log,
-                    cpu=placement.exporter_cpu,
+                    cpus=_cpus(placement.exporter_cpu, self._cpus),
                 )
             )
         for child in self._children:
@@ -317,16 +322,18 @@ def _require_root() -> None:
         raise GeneveError(Code.NOT_PERMITTED, "the agent needs root", hint="use sudo")
 
 
-def _keep_on(cpu: int) -> None:
-    try:
-        os.sched_setaffinity(0, {cpu})
-    except OSError as error:
+def _cpus(placed: int | None, otherwise: set[int]) -> set[int]:
+    return otherwise if placed is None else {placed}
+
+
+def _refuse_other_cpu(cpu: int | None, cpus: set[int], field: str) -> None:
+    if cpu is not None and cpu not in cpus:
         raise GeneveError(
             Code.BAD_CONFIG,
-            f"no CPU {cpu} to run on: {error.strerror}",
-            field="placement.agent_cpu",
-            hint="nproc says how many there are",
-        ) from None
+            f"{field} is {cpu}, where nothing of ours may run",
+            field=field,
+            hint=f"one of {' '.join(map(str, sorted(cpus)))}",
+        )
 
 
 def _raise_descriptor_limit() -> None:

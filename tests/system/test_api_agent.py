@@ -617,6 +617,20 @@ def _is_zombie(pid):
     return True
 
 
+def test_processes_stay_on_the_cpus_they_are_given(bench):
+    """A child that is not placed may run anywhere, wherever the agent is kept."""
+    bench.stop(signal.SIGTERM)
+    config = bench.node.config.read_text()
+    last = max(os.sched_getaffinity(0))
+    bench.node.config.write_text(f"{config}\n[placement]\nagent_cpu = {last}\n")
+    bench.start()
+    bench.node.config.write_text(config)
+
+    (child,) = children(bench.pid, "geneve_ebpf.agent.slot_process")
+    assert os.sched_getaffinity(bench.pid) == {last}
+    assert os.sched_getaffinity(child) == os.sched_getaffinity(0)
+
+
 def test_each_change_is_logged_with_its_caller_and_what_came_of_it(bench, ask):
     ask.must("PUT", "/v1/sandboxes/logged", {"vpc": "blue"})
     ask.code("PUT", "/v1/sandboxes/logged", {"vpc": "red"})

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -131,3 +132,15 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, make):
         load(path)
 
     assert refused.value.code is Code.BAD_CONFIG
+
+
+def test_the_page_shows_every_key_with_its_default(file):
+    """What docs/configuration.md gives is a whole file, and right."""
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    example = page.partition("```toml\n")[2].partition("```")[0]
+    config = load(file(example))
+    default = load(file(SMALLEST))
+
+    assert config.node == replace(default.node, netns=Path("/run/netns/node1"))
+    assert config.metrics_per_sandbox == default.metrics_per_sandbox
+    assert None not in (config.placement.agent_cpu, config.placement.slot_cpu)
