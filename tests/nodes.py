@@ -118,9 +118,9 @@ class Sandbox:
         """A command inside."""
         return run(*inside(self.netns, *words))
 
-    def ping(self, address: object, *options: object, count: int = 3) -> int:
+    def ping(self, address: object, *options: object, count: int = 3, wait: float = 1) -> int:
         """How many of `count` echo requests were answered."""
-        return ping(self.netns, address, *options, count=count)
+        return ping(self.netns, address, *options, count=count, wait=wait)
 
     def reaches(self, address: object) -> bool:
         """Whether any of three echo requests is answered; for when it should not be."""
@@ -294,11 +294,11 @@ class Bed:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def namespace(self, name: str, *sysctls: str) -> Path:
-        """Make a namespace with `lo` up; its path."""
+    def namespace(self, name: str, settings: dict[str, int] | None = None) -> Path:
+        """Make a namespace with `lo` up; its path. settings: as `set_up_namespace` takes them."""
         full = f"{self.prefix}-{name}"
         self._namespaces.append(full)
-        set_up_namespace(full, sysctls)
+        set_up_namespace(full, settings)
         return NETNS / full
 
     def wire(
@@ -317,6 +317,17 @@ class Bed:
     def address(self, netns: Path, address: str, interface: str) -> None:
         """Give an interface an address, with its length."""
         run("ip", "-n", netns.name, "address", "add", address, "dev", interface)
+
+    def route_over_both(self, netns: Path, target: str, other: int) -> None:
+        """Two equal ways, by uplink0 and uplink1, to an address behind host `other`."""
+        ways = (
+            ("nexthop", "via", f"192.0.{2 + number}.{other}", "dev", f"uplink{number}")
+            for number in (0, 1)
+        )
+        run(
+            *("ip", "-n", netns.name, "route", "replace", target),
+            *(word for way in ways for word in way),
+        )
 
     def node(self, netns: Path, vtep: str, *uplinks: str, **more: Any) -> Node:
         """Bring a node up in a namespace that has its interfaces already."""

@@ -14,10 +14,31 @@ from contextlib import contextmanager
 
 from geneve_ebpf.loader import bpf
 
-_MAP_CREATE, _PROG_LOAD = 0, 5
+_MAP_CREATE, _PROG_LOAD, _PROG_GET_FD_BY_ID = 0, 5, 13
 _TCX_EGRESS = 47
 _BEFORE = 1 << 3  # BPF_F_BEFORE: with nobody named, in front of all
 _MARK, _QUEUE_MAPPING, _PROTOCOL, _PRIORITY = 8, 12, 16, 32  # offsets in struct __sk_buff
+
+
+def tcx_programs(ifindex: int) -> list[str]:
+    """Names of the programs on an interface's ingress, in order, of the caller's namespace.
+
+    Debian 12's bpftool does not know TCX.
+    """
+    ids = (ctypes.c_uint32 * 16)()
+    answer = bpf.call_packed(
+        bpf.PROG_QUERY, "<IIIIQIIQQQQ", ifindex, bpf.TCX_INGRESS, 0, 0,
+        ctypes.addressof(ids), len(ids), 0, 0, 0, 0, 0,
+    )  # fmt: skip
+    (count,) = struct.unpack_from("<I", answer, 24)
+    names = []
+    for ident in ids[:count]:
+        fd = bpf.call(_PROG_GET_FD_BY_ID, bpf.create_attr("<III", ident, 0, 0))
+        try:
+            names.append(bpf.program_info(fd).name)
+        finally:
+            os.close(fd)
+    return names
 
 
 def _one(code: int, to: int = 0, of: int = 0, offset: int = 0, value: int = 0) -> bytes:

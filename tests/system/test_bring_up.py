@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node's data plane comes up, is adopted, refuses what it must, and goes without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from geneve_ebpf import dataplane
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.host import namespaces, slots
+from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.loader import bpf, hooks
+from geneve_ebpf.model import Guest, NodeSettings
+from lab.network import run
+from tests.nodes import (
+    BLUE,
+    RED,
+    RUN_ROOT,
+    Bed,
+    Node,
+    Stream,
+    eventually,
+    introduce,
+    ping,
+    two_nodes,
+)
+from tests.watcher import Watcher, tcx_programs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def bed() -> Iterator[Bed]:
+    with Bed("boot") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_bed() -> Iterator[Bed]:
+    with Bed("pair") as made:
+        two_nodes(made)
+        yield made
+
+
+@pytest.fixture
+def pair(shared_bed: Bed) -> Iterator[tuple[Node, Node]]:
+    yield shared_bed.nodes[0], shared_bed.nodes[1]
+    shared_bed.clear()
+
+
+@pytest.fixture
+def place(bed: Bed) -> Iterator[NodeSettings]:
+    """A namespace with an uplink, and settings for a node in it; nothing is up yet."""
+    netns, other = bed.namespace("node"), bed.namespace("peer")
+    bed.wire(netns, "uplink0", other, "far0")
+    bed.address(netns, "192.0.2.1/24", "uplink0")
+    settings = NodeSettings(
+        name="boot",
+        vtep=IPv4Address("192.0.2.1"),
+        uplinks=("uplink0",),
+        netns=netns,
+        run_root=RUN_ROOT,
+    )
+    yield settings
+    dataplane.tear_down(settings)
+
+
+def hooks_of(netns: Path) -> list[str]:
+    """The programs on the uplink and on the shared block."""
+    with namespaces.entering(netns):
+        linked = tcx_programs(socket.if_nametoindex("uplink0"))
+    shown = json.loads(run("nsenter", f"--net={netns}", "bpftool", "-j", "net", "show"))[0]
+    return linked + [entry["name"] for entry in shown["tc"] if "name" in entry]
+
+
+def interfaces(netns: Path) -> set[str]:
+    """Names of a namespace's interfaces."""
+    with namespaces.entering(netns):
+        return {path.name for path in Path("/proc/sys/net/ipv4/conf").iterdir()} - {
+            "all",
+            "default",
+        }
+
+
+@pytest.mark.kernel
+def test_coming_up_again_adopts_and_loses_nothing(pair: tuple[Node, Node]) -> None:
+    """Every attachment is there as before; a stream through both nodes has no gap."""
+    a, b = pair
+    one, two = a.sandbox(BLUE, "10.0.1.5"), b.sandbox(BLUE, "10.0.2.5")
+    a.sandbox(RED, "10.0.1.5", name="not-the-same")
+    before = list(a.plane.attachments())
+    counters = one.counters
+
+    with Stream(one.netns, two.netns, two.address) as stream:
+        for node in (a, b, a, b):
+            node.bring_up()
+            assert node.facts.boot == "adopted"
+        lost = stream.lost()
+
+    assert (lost, stream.errors) == (set(), [])
+    assert list(a.plane.attachments()) == before
+    assert {attachment.sandbox for attachment in before} == {one.name, "not-the-same"}
+    assert one.counters.tx_remote.packets >= counters.tx_remote.packets + stream.sent
+    assert a.sandbox(BLUE, "10.0.1.6").ping("10.0.1.5") == 3
+
+
+@pytest.mark.kernel
+def test_new_programs_take_over_under_traffic(pair: tuple[Node, Node]) -> None:
+    """As after an upgrade: compiled anew, swapped under every sandbox, no packet lost."""
+    a, b = pair
+    one, two = a.sandbox(BLUE, "10.0.1.5"), b.sandbox(BLUE, "10.0.2.5")
+    programs = {node: node.facts.program for node in pair}
+
+    with Stream(one.netns, two.netns, two.address) as stream:
+        for node in (a, b):
+            for path in node.pins.directory.glob("*_tx-*"):
+                path.unlink()
+            for path in node.pins.directory.glob("*_rx-*"):
+                path.unlink()
+            node.bring_up()
+            assert node.facts.boot == "compiled"
+        lost = stream.lost()
+
+    assert (lost, stream.errors) == (set(), [])
+    assert all(node.facts.program != programs[node] for node in pair)
+    assert two.ping("10.0.1.5") == 3
+    assert a.sandbox(BLUE, "10.0.1.6").ping("10.0.2.5") == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"vtep": IPv4Address("192.0.2.7")}, "vtep"),
+        ({"udp_port": 7777}, "udp_port"),
+        (
+            {
+                "guest": Guest(
+                    IPv4Address("169.254.99.2"),
+                    IPv4Address("169.254.99.1"),
+                    IPv4Network("169.254.99.0/30"),
+                )
+            },
+            "guest_address",
+        ),
+    ],
+)
+def test_another_identity_is_refused_while_slots_exist(
+    pair: tuple[Node, Node], change: dict[str, object], field: str
+) -> None:
+    """Slots carry it and peers know it; what runs goes on, and without slots it may change."""
+    a, b = pair
+    one = a.sandbox(BLUE, "10.0.1.5")
+    b.sandbox(BLUE, "10.0.2.5")
+
+    with pytest.raises(GeneveError) as refused:
+        dataplane.bring_up(replace(a.settings, **change))
+
+    assert (refused.value.code, refused.value.field) == (Code.NODE_IN_USE, field)
+    assert one.ping("10.0.2.5") == 3
+    a.destroy_slots()
+    original = a.settings
+    a.bring_up(replace(original, **change))
+    a.bring_up(original)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"uplinks": ("uplink7",)}, "uplink7"),
+        ({"uplinks": ("uplink0", "uplink7")}, "uplink7"),
+        ({"netns": Path("/run/netns/gnv-there-is-none")}, "not a network namespace"),
+        ({"netns": Path("/etc/hostname")}, "not a network namespace"),
+        ({"netns": Path("/proc/self/ns/mnt")}, "not a network namespace"),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused(
+    place: NodeSettings, change: dict[str, object], word: str
+) -> None:
+    """One line says what, and no hook hangs anywhere; taking it down removes the rest."""
+    settings = replace(place, **change)
+    try:
+        with pytest.raises(GeneveError) as refused:
+            dataplane.bring_up(settings)
+
+        assert refused.value.code is Code.NODE_SETUP
+        assert word in refused.value.message
+        assert "\n" not in refused.value.message
+        assert refused.value.hint
+        assert place.netns is not None
+        assert not [name for name in hooks_of(place.netns) if name == "uplink_rx"]
+    finally:
+        dataplane.tear_down(settings)
+    assert not settings.run_directory.exists()
+
+
+def test_a_private_mount_namespace_is_refused(place: NodeSettings) -> None:
+    """Pins and slots made there would vanish with whoever made them."""
+    code = (
+        "import sys\n"
+        "from geneve_ebpf import dataplane\n"
+        "from geneve_ebpf.errors import GeneveError\n"
+        "from geneve_ebpf.model import NodeSettings\n"
+        "try:\n"
+        "    dataplane.bring_up(NodeSettings.from_json(sys.argv[1]))\n"
+        "except GeneveError as error:\n"
+        "    print(error.code.name, error.hint)\n"
+    )
+    for command in (
+        ["unshare", "-m"],
+        ["ip", "netns", "exec", str(place.netns and place.netns.name)],
+    ):
+        done = subprocess.run(
+            [*command, sys.executable, "-c", code, place.as_json()],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+
+        assert done.stdout.startswith("MOUNT_NAMESPACE "), done
+        assert "netns" in done.stdout
+    assert not place.run_directory.exists()
+
+
+def test_pins_of_another_layout_are_refused(pair: tuple[Node, Node]) -> None:
+    """They may hold live sandboxes of another version: neither adopted nor touched."""
+    a, b = pair
+    one = a.sandbox(BLUE, "10.0.1.5")
+    b.sandbox(BLUE, "10.0.2.5")
+    other = a.pins.root / "0123456789ab"
+    other.mkdir()
+    fd = bpf.call(0, bpf.create_attr("<5I44x", 2, 4, 8, 1, 0))  # an array
+    bpf.pin(fd, other / "bindings")
+    os.close(fd)
+    try:
+        for attempt in (
+            lambda: dataplane.bring_up(a.settings),
+            lambda: dataplane.DataPlane.open(a.settings.run_directory),
+        ):
+            with pytest.raises(GeneveError) as refused:
+                attempt()
+            assert refused.value.code is Code.LAYOUT_MISMATCH
+            assert "0123456789ab" in refused.value.message
+            assert "node down" in refused.value.hint
+        assert one.ping("10.0.2.5") == 3
+        assert (other / "bindings").exists()
+    finally:
+        (other / "bindings").unlink()
+        other.rmdir()
+
+
+def test_a_library_user_without_a_node_is_told_so(place: NodeSettings) -> None:
+    """Nothing was brought up at that place."""
+    with pytest.raises(GeneveError) as refused:
+        dataplane.DataPlane.open(place.run_directory)
+
+    assert refused.value.code is Code.NODE_SETUP
+
+
+def test_another_program_on_the_block_is_noticed(pair: tuple[Node, Node]) -> None:
+    """No slot is made and no start succeeds while the block holds more than our program."""
+    a, b = pair
+    b.sandbox(BLUE, "10.0.2.5")
+    with Watcher() as foreign:
+        pinned = a.pins.root / "foreign"
+        bpf.pin(foreign.program, pinned)
+        try:
+            where = ("block", a.facts.block, "ingress", "pref", 1)
+            a.run("tc", "filter", "add", *where, "bpf", "da", "object-pinned", pinned)
+            links = a.run("ip", "-o", "link", "show")
+
+            for attempt in (a.make_slots, lambda: dataplane.bring_up(a.settings)):
+                with pytest.raises(GeneveError) as refused:
+                    attempt()
+                assert refused.value.code is Code.NODE_SETUP
+                assert "block" in refused.value.message
+
+            assert a.run("ip", "-o", "link", "show") == links
+            assert list(a.place.directory.iterdir()) == []
+            a.run("tc", "filter", "delete", *where)
+        finally:
+            pinned.unlink()
+    a.bring_up()
+    assert a.sandbox(BLUE, "10.0.1.5").ping("10.0.2.5") == 3
+
+
+def test_a_block_number_in_use_is_left_to_its_user(bed: Bed, place: NodeSettings) -> None:
+    """Blocks are numbers that anybody may name: ours is one that nobody had."""
+    netns = place.netns
+    assert netns is not None
+    run("ip", "-n", netns.name, "link", "add", "other0", "type", "veth", "peer", "name", "other1")
+    run("tc", "-n", netns.name, "qdisc", "add", "dev", "other0", "ingress_block", 6081, "clsact")
+
+    node = bed.node(netns, "192.0.2.1")
+
+    assert node.facts.block != 6081
+    shown = run("tc", "-n", netns.name, "qdisc", "show", "dev", "other0")
+    assert "ingress_block 6081" in shown
+    node.close()
+    bed.nodes.remove(node)
+    assert "ingress_block 6081" in run("tc", "-n", netns.name, "qdisc", "show", "dev", "other0")
+
+
+def test_a_slot_that_cannot_be_made_leaves_nothing(pair: tuple[Node, Node]) -> None:
+    """Its interface's name is taken, or its place on disk: what was there stays as it was."""
+    a, _ = pair
+    name = a.host_interface(3)
+    a.run("ip", "link", "add", name, "type", "veth", "peer", "name", "taken1")
+    links = a.run("ip", "-o", "link", "show")
+    try:
+        with namespaces.entering(a.netns), IPRoute() as ip, RouteSocket() as door:
+            with pytest.raises(Exception, match="exist"):
+                slots.make(ip, door, a.place, 3)
+            a.place.netns(4).touch()
+            with pytest.raises(OSError, match="exist"):
+                slots.make(ip, door, a.place, 4)
+
+        assert a.run("ip", "-o", "link", "show") == links
+        assert sorted(a.place.directory.iterdir()) == [a.place.netns(4)]
+        assert list(a.plane.slots()) == []
+    finally:
+        a.run("ip", "link", "delete", name)
+        a.place.netns(4).unlink()
+
+
+@pytest.mark.kernel
+def test_a_process_that_lingers_keeps_no_interface(pair: tuple[Node, Node]) -> None:
+    """A destroyed slot's eth0 is taken from whoever still sits in its namespace."""
+    a, b = pair
+    b.sandbox(BLUE, "10.0.2.5")
+    one = a.sandbox(BLUE, "10.0.1.5")
+    with subprocess.Popen(["nsenter", f"--net={one.netns}", "sleep", "60"]) as lingering:
+        try:
+            inside = Path(f"/proc/{lingering.pid}/ns/net")
+            assert eventually(lambda: os.readlink(inside) != os.readlink("/proc/self/ns/net"))
+
+            a.destroy_slots([one.slot])
+
+            assert a.host_interface(one.slot) not in a.run("ip", "-o", "link", "show")
+            assert "eth0" not in run("nsenter", f"--net={inside}", "ip", "-o", "link", "show")
+            assert lingering.poll() is None
+        finally:
+            lingering.kill()
+    assert a.sandbox(BLUE, "10.0.1.5").ping("10.0.2.5") == 3  # the index again
+
+
+def test_a_namespace_deleted_behind_our_back(bed: Bed) -> None:
+    """A slot's first, then the node's own: the rest works on, and all of it can be taken down."""
+    a, b = two_nodes(bed)
+    one, two = a.sandbox(BLUE, "10.0.1.5"), a.sandbox(BLUE, "10.0.1.6")
+    three = b.sandbox(BLUE, "10.0.2.5")
+    namespaces.remove(one.netns)
+    assert eventually(lambda: a.host_interface(one.slot) not in a.run("ip", "-o", "link", "show"))
+
+    assert two.ping("10.0.2.5") == 3
+    assert not three.reaches("10.0.1.5")
+    a.destroy_slots([one.slot])
+    assert a.sandbox(BLUE, "10.0.1.5").ping("10.0.2.5") == 3
+
+    run("ip", "netns", "delete", a.netns.name)
+    dataplane.tear_down(a.settings)
+    assert not a.settings.run_directory.exists()
+    assert str(a.settings.run_directory) not in Path("/proc/mounts").read_text()
+
+
+def test_down_removes_everything_and_twice_is_fine(bed: Bed) -> None:
+    """With sandboxes attached and traffic under way: no hook, block, interface, mount or file."""
+    a, b = two_nodes(bed)
+    one, two = a.sandbox(BLUE, "10.0.1.5"), b.sandbox(BLUE, "10.0.2.5")
+    a.make_slots(3)
+    assert interfaces(a.netns) >= {"gnv-anchor", "gnv0", "gnv1", "uplink0"}
+
+    with Stream(one.netns, two.netns, two.address):
+        for _ in range(2):
+            dataplane.tear_down(a.settings)
+
+    assert interfaces(a.netns) == {"lo", "uplink0"}
+    assert not a.settings.run_directory.exists()
+    assert hooks_of(a.netns) == []
+    assert "clsact" not in a.run("tc", "qdisc", "show")
+    assert ping(a.netns, "192.0.2.2") == 3
+
+
+def test_two_nodes_of_one_machine_share_nothing(pair: tuple[Node, Node]) -> None:
+    """Same block number, same slot names, other pins: one goes down, the other does not notice."""
+    a, b = pair
+    one, two = b.sandbox(BLUE, "10.0.2.5"), b.sandbox(BLUE, "10.0.2.6")
+    a.sandbox(BLUE, "10.0.1.5")
+    assert a.facts.block == b.facts.block
+
+    try:
+        dataplane.tear_down(a.settings)
+
+        assert one.ping("10.0.2.6") == two.ping("10.0.2.5") == 3
+    finally:
+        a.bring_up()
+        introduce(a, b)
+
+
+@pytest.mark.kernel
+def test_a_start_that_is_killed_is_picked_up_by_the_next(bed: Bed, place: NodeSettings) -> None:
+    """At four moments, wherever they fall: the next start works, and down leaves nothing."""
+    chance = random.Random(6081)
+    command = [sys.executable, "-m", "geneve_ebpf.dataplane.node_setup", "up", place.as_json()]
+    netns = place.netns
+    assert netns is not None
+    for number in range(4):
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
+        ) as child:
+            killer = threading.Timer(chance.uniform(0.3, 1.6), kill_group, [child.pid])
+            killer.start()
+            child.wait()
+            killer.cancel()
+            killer.join()
+        if number % 2:
+            plane = dataplane.bring_up(place)
+            facts = dataplane.facts(place.run_directory)
+            where = slots.Place(
+                place.run_directory / "netns", place.guest, facts.mtu, facts.block, facts.program
+            )
+            with namespaces.entering(netns), IPRoute() as ip, RouteSocket() as door:
+                plane.add_slot(0, slots.make(ip, door, where, 0))
+            assert [slot.index for slot in plane.slots()] == [0]
+            assert hooks_of(netns) == ["uplink_rx", "sandbox_tx", "sandbox_tx"]
+            plane.close()
+        dataplane.tear_down(place)
+        assert not place.run_directory.exists()
+        assert interfaces(netns) == {"lo", "uplink0"}
+        assert hooks_of(netns) == []
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL for a child and its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def test_facts_are_what_the_kernel_says(pair: tuple[Node, Node]) -> None:
+    """The block's program, by another reader than ours."""
+    a, _ = pair
+    (slot,) = a.make_slots()
+
+    shown = json.loads(a.run("bpftool", "-j", "net", "show"))[0]["tc"]
+    anchor = next(entry for entry in shown if entry["devname"] == hooks.ANCHOR)
+    ours = next(entry for entry in shown if entry["devname"] == a.host_interface(slot))
+
+    assert anchor["name"] == ours["name"] == "sandbox_tx"
+    assert anchor["id"] == ours["id"] == a.facts.program
+    assert a.facts.uplink_hook == "tcx"
+    with namespaces.entering(a.netns):
+        assert hooks.hung_uplinks(a.pins) == {"uplink0"}
