@@ -50,8 +50,10 @@ class AgentConfig:
     placement: Placement = field(default_factory=Placement)
 
 
-def load(path: Path, slots: int | None = None) -> AgentConfig:
-    """Read a configuration file; `slots` overrides the file's. Raises BAD_CONFIG."""
+def load(
+    path: Path, slots: int | None = None, metrics_listen: str | None = None
+) -> AgentConfig:
+    """Read a configuration file; the other arguments override what it says. Raises BAD_CONFIG."""
     try:
         text = path.read_bytes().decode()
     except OSError as error:
@@ -63,9 +65,12 @@ def load(path: Path, slots: int | None = None) -> AgentConfig:
     except tomllib.TOMLDecodeError as error:
         raise bad_config(f"{path} is not TOML: {error}") from None
     config = parse(table)
-    if slots is None:
-        return config
-    return replace(config, node=replace(config.node, slots=_slots(slots, "--slots")))
+    node = config.node
+    if slots is not None:
+        node = replace(node, slots=_slots(slots, "--slots"))
+    if metrics_listen is not None:
+        node = replace(node, metrics_listen=_listen(metrics_listen, "--metrics-listen"))
+    return replace(config, node=node)
 
 
 def parse(document: dict[str, Any]) -> AgentConfig:

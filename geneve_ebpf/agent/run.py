@@ -52,14 +52,15 @@ COLLECT = (20_000, 20, 1000)
 SWITCH_INTERVAL = 0.0001
 
 
-def run(config: Path, slots: int | None = None) -> None:
+def run(config: Path, slots: int | None = None, metrics_listen: str | None = None) -> None:
     """Serve the node that a configuration file describes, until SIGTERM or `node down`.
 
-    slots: ready slots to keep, instead of the file's. Raises GeneveError:
+    slots: ready slots to keep; metrics_listen: address and port of the
+    exporter, "" for none; both instead of the file's. Raises GeneveError:
     BAD_CONFIG, NOT_PERMITTED, MOUNT_NAMESPACE, AGENT_RUNNING, STATE_STORE, and
     what `bring_up` raises. A start that fails leaves running what ran before.
     """
-    serve(load(config, slots))
+    serve(load(config, slots, metrics_listen))
 
 
 def serve(config: AgentConfig) -> None:
@@ -94,8 +95,8 @@ def serve(config: AgentConfig) -> None:
     log.info("stopped", node=settings.name)
 
 
-def down(settings: NodeSettings, *, force: bool = False) -> None:
-    """Take down a node that no agent serves.
+def down(settings: NodeSettings, *, force: bool = False) -> tuple[int, int]:
+    """Take down a node that no agent serves; (sandboxes, slots) that it still had.
 
     Removes what `POST /v1/node:down` does. Raises NODE_IN_USE while sandboxes are
     attached, unless `force`; LAYOUT_MISMATCH likewise if another version made it, for
@@ -103,20 +104,24 @@ def down(settings: NodeSettings, *, force: bool = False) -> None:
     """
     _require_root()
     namespaces.require_machine_mounts()
+    sandboxes = slots = 0
     with _sole_agent(settings):
+        try:
+            dataplane = DataPlane.open(settings.run_directory, writable=False)
+        except GeneveError as error:
+            if error.code is Code.LAYOUT_MISMATCH:
+                # Another version's maps: who is attached is not to be read from here.
+                error.hint = "use --force to remove the node and whatever is attached to it"
+            if error.code is not Code.NODE_SETUP and not force:
+                raise
+        else:
+            with contextlib.closing(dataplane):
+                sandboxes = sum(1 for _ in dataplane.attachments())
+                slots = sum(1 for _ in dataplane.slots())
         if not force:
-            try:
-                dataplane = DataPlane.open(settings.run_directory, writable=False)
-            except GeneveError as error:
-                if error.code is Code.LAYOUT_MISMATCH:
-                    # Another version's maps: who is attached is not to be read from here.
-                    error.hint = "use --force to remove the node and whatever is attached to it"
-                if error.code is not Code.NODE_SETUP:
-                    raise
-            else:
-                with contextlib.closing(dataplane):
-                    _refuse_in_use(sum(1 for _ in dataplane.attachments()))
+            _refuse_in_use(sandboxes)
         tear_down(settings)
+    return sandboxes, slots
 
 
 class _Agent:

@@ -82,9 +82,9 @@ app.command("attach", cls=Command)(sandbox.attach)
 app.command("detach", cls=Command)(sandbox.detach)
 app.command("list", cls=Command)(sandbox.list_)
 app.command("show", cls=Command)(sandbox.show)
-app.command(
-    "netns-exec", cls=Command, context_settings={"allow_interspersed_args": False}
-)(sandbox.netns_exec)
+app.command("netns-exec", cls=Command, context_settings={"allow_interspersed_args": False})(
+    sandbox.netns_exec
+)
 app.add_typer(slot.app)
 app.add_typer(vpc.app)
 app.add_typer(vtep.app)

@@ -106,9 +106,7 @@ def _headers() -> Check:
         try:
             headers.make_tree(Path(scratch))
         except (GeneveError, OSError) as error:
-            return Check(
-                "headers", Verdict.FAIL, str(error), "apt-get install linux-libc-dev"
-            )
+            return Check("headers", Verdict.FAIL, str(error), "apt-get install linux-libc-dev")
     return Check("headers", Verdict.OK, "user-space headers are installed")
 
 
@@ -142,9 +140,7 @@ def _kernel() -> Iterator[Check]:
         if found.ok:
             yield Check(f"kernel {found.name}", Verdict.OK, found.detail)
         elif found.needed:
-            yield Check(
-                f"kernel {found.name}", Verdict.FAIL, found.detail, "a kernel that has it"
-            )
+            yield Check(f"kernel {found.name}", Verdict.FAIL, found.detail, "a kernel that has it")
         else:
             yield Check(f"kernel {found.name}", Verdict.WARN, found.detail, "works without it")
 
@@ -154,9 +150,7 @@ def _neighbours() -> Check:
     # shows in no other.
     limit = _number("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
     if limit is None:
-        return Check(
-            "neighbour table", Verdict.WARN, "its limit does not show in this namespace"
-        )
+        return Check("neighbour table", Verdict.WARN, "its limit does not show in this namespace")
     if limit >= NEIGHBOURS_WANTED:
         return Check("neighbour table", Verdict.OK, f"up to {limit} entries")
     return Check(

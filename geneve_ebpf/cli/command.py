@@ -76,6 +76,4 @@ class Root(Group):
 
 def noun(name: str, text: str) -> typer.Typer:
     """An empty group of commands: `geneve-ebpf NAME VERB`."""
-    return typer.Typer(
-        name=name, help=text, cls=Group, no_args_is_help=True, rich_markup_mode=None
-    )
+    return typer.Typer(name=name, help=text, cls=Group, no_args_is_help=True, rich_markup_mode=None)

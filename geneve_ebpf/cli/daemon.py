@@ -16,9 +16,7 @@ app = noun("agent", "The daemon that serves a node.")
 
 @app.command("run", cls=Command)
 def run_agent(
-    config: Annotated[
-        Path, typer.Option("--config", metavar="FILE", help="Configuration (TOML).")
-    ],
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="Configuration (TOML).")],
     slots: Annotated[
         int | None,
         typer.Option(
@@ -29,9 +27,18 @@ def run_agent(
             show_default=False,
         ),
     ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics-listen",
+            metavar="ADDRESS:PORT",
+            help='Where Prometheus scrapes, instead of the file\'s; "" is nowhere.',
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve a node until SIGTERM, which leaves sandboxes attached and packets flowing."""
     from geneve_ebpf.agent.run import run
 
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # `cli.app.run` had set the default
-    run(config, slots=slots)
+    run(config, slots=slots, metrics_listen=metrics_listen)

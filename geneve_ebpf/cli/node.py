@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -58,11 +59,37 @@ def down(
     force: Annotated[
         bool, typer.Option("--force", help="Also while sandboxes are attached.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="The node of this configuration, whose agent does not run.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Remove everything the agent made on this node, and end the agent."""
-    with agent(timeout=120) as client:
-        _, answer = client.request("POST", "/v1/node:down", {"force": force})
+    """Remove everything that was made on this node, and end its agent."""
+    if config is not None:
+        answer = _down_without_agent(config, force)
+    else:
+        with agent(timeout=120) as client:
+            _, answer = client.request("POST", "/v1/node:down", {"force": force})
     output.emit(answer, "node is down")
+
+
+def _down_without_agent(config: Path, force: bool) -> dict[str, Any]:
+    from geneve_ebpf.agent.config import load
+    from geneve_ebpf.agent.run import down
+
+    settings = load(config).node
+    sandboxes, slots = down(settings, force=force)
+    return {
+        "schema": "geneve-ebpf/down/1",
+        "node": settings.name,
+        "sandboxes": sandboxes,
+        "slots": slots,
+    }
 
 
 def _status(wait: float) -> tuple[GeneveError | None, dict[str, Any]]:

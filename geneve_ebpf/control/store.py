@@ -185,3 +185,17 @@ class Store:
                 f"{self.path} holds what this version would not write: {error}",
                 hint="move the file away and apply the state anew",
             ) from error
+
+
+def vpc_names(database: Path) -> dict[int, str]:
+    """VNI -> name of every VPC that the agent keeps; {} before it ever ran.
+
+    Opens the file read-only and for a moment. Raises sqlite3.Error.
+    """
+    if not database.exists():
+        return {}
+    connection = sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=1)
+    try:
+        return dict(connection.execute("SELECT vni, name FROM vpcs"))
+    finally:
+        connection.close()

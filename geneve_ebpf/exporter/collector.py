@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -23,6 +22,7 @@ from prometheus_client.registry import Collector
 from geneve_ebpf import __version__
 from geneve_ebpf.agent import latency
 from geneve_ebpf.client import AgentClient
+from geneve_ebpf.control.store import vpc_names
 from geneve_ebpf.dataplane import Counters, DataPlane
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.exporter import metrics
@@ -153,20 +153,6 @@ class NodeCollector(Collector):
                 ("retiring",): float(max(0, states[SlotState.TAKEN] - attached)),
             },
         )
-
-
-def vpc_names(database: Path) -> dict[int, str]:
-    """VNI -> name of every VPC that the agent keeps; {} before it ever ran.
-
-    Opens the file read-only and for a moment. Raises sqlite3.Error.
-    """
-    if not database.exists():
-        return {}
-    connection = sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=1)
-    try:
-        return dict(connection.execute("SELECT vni, name FROM vpcs"))
-    finally:
-        connection.close()
 
 
 def _traffic(

@@ -61,6 +61,25 @@ def test_node_down_refuses_while_sandboxes_are_attached(lab):
     assert not node.socket.parent.exists()
 
 
+def test_a_node_whose_agent_is_dead_goes_down_by_its_configuration(lab):
+    """`node down --config` refuses like the agent does, then removes what the dead one made."""
+    (node,) = lab.nodes
+    lab.start_agent(node)
+    lab.wait_ready(node)
+    asked(node, "vpc", "create", "blue", "--vni", "7", "--prefix", "10.0.0.0/16")
+    asked(node, "attach", "web", "--vpc", "blue")
+    config = ("--config", str(node.config))
+    assert refused(node, "node", "down", *config) == (4, "agent_running")
+
+    lab.stop_agent(node, signal.SIGKILL)
+    assert refused(node, "node", "down", *config) == (4, "node_in_use")
+
+    gone = asked(node, "node", "down", "--force", *config)
+    assert (gone["schema"], gone["sandboxes"]) == ("geneve-ebpf/down/1", 1)
+    assert not node.socket.parent.exists()
+    assert asked(node, "node", "down", *config)["slots"] == 0
+
+
 def test_no_slot_is_exit_6_and_retryable(lab):
     """A node that keeps no slot says so at once, and how to mend it."""
     (node,) = lab.nodes

@@ -144,3 +144,15 @@ def test_the_page_shows_every_key_with_its_default(file):
     assert config.node == replace(default.node, netns=Path("/run/netns/node1"))
     assert config.metrics_per_sandbox == default.metrics_per_sandbox
     assert None not in (config.placement.agent_cpu, config.placement.slot_cpu)
+
+
+def test_the_command_line_overrides_where_metrics_are(tmp_path):
+    """--metrics-listen goes before the file, "" switches off, nonsense is refused by name."""
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\nvtep = "192.0.2.1"\nuplinks = ["eth1"]\n')
+
+    assert load(file, metrics_listen="127.0.0.1:9999").node.metrics_listen == "127.0.0.1:9999"
+    assert load(file, metrics_listen="").node.metrics_listen == ""
+    with pytest.raises(GeneveError) as refusal:
+        load(file, metrics_listen="nowhere")
+    assert refusal.value.field == "--metrics-listen"

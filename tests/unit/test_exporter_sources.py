@@ -10,7 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from geneve_ebpf.agent.latency import Recorder
-from geneve_ebpf.exporter.collector import NodeCollector, vpc_names
+from geneve_ebpf.control.store import vpc_names
+from geneve_ebpf.exporter.collector import NodeCollector
 from geneve_ebpf.model import NodeSettings
 
 
