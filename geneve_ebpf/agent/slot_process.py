@@ -69,6 +69,7 @@ class SlotMaker:
 
     def run(self) -> None:
         """Serve until the agent hangs up or says stop."""
+        self._clear_half_made()
         pending = b""
         while True:
             wait = _POLL if self._vanishing else None
@@ -85,6 +86,15 @@ class SlotMaker:
                     self._look_for_vanished()
             else:
                 self._look_for_vanished()
+
+    def _clear_half_made(self) -> None:
+        """Drop what a maker that died in the middle left: a namespace that no map knows."""
+        known = {slot.index for slot in self._plane.slots()}
+        found = [int(path.name[5:]) for path in self._place.directory.glob("slot-*")]
+        stale = [index for index in found if index not in known]
+        for index in stale:
+            slots.drop(self._place, index)
+        slots.wait_gone(self._ip, stale)
 
     def _obey(self, op: str, index: int) -> None:
         try:
