@@ -254,24 +254,22 @@ def test_a_detached_slot_is_destroyed_though_a_process_lingers_in_it(
     """Its interface is taken away, the pool is full again, and the index is used only then."""
     a = nodes[0]
     sandbox = attach(a, "haunted")
-    index = sandbox["slot"]["id"]
+    index, ifindex = sandbox["slot"]["id"], sandbox["slot"]["host_ifindex"]
     with subprocess.Popen(inside(netns(sandbox), "sleep", "60")) as ghost:
         try:
             place = Path(f"/proc/{ghost.pid}/ns/net")
             assert eventually(lambda: os.readlink(place) != os.readlink("/proc/self/ns/net"))
 
             ask(a, "DELETE", "/v1/sandboxes/haunted")
-            interface = sandbox["slot"]["host_interface"]
-            ifindex = sandbox["slot"]["host_ifindex"]
-            while interface in interfaces(a):  # alive, or made anew
-                for slot in ask(a, "GET", "/v1/slots")["slots"]:
-                    if slot["id"] == index and slot["state"] == "ready":
-                        assert slot["host_ifindex"] != ifindex
-                        break
-                else:
-                    continue
-                break
 
+            def replaced() -> bool:
+                slots = {slot["id"]: slot for slot in ask(a, "GET", "/v1/slots")["slots"]}
+                if index not in slots or slots[index]["host_ifindex"] != ifindex:
+                    return True
+                assert slots[index]["state"] == "retiring"
+                return False
+
+            assert eventually(replaced)
             settle(a)
             assert "eth0" not in run(*inside(place, "ip", "-o", "link", "show"))
             assert ghost.poll() is None
@@ -283,6 +281,8 @@ def test_names_addresses_and_slots_do_not_leak_into_each_other(nodes: tuple[Node
     """Sandboxes come and go on two nodes, two VPCs, same addresses; each reaches its own."""
     a, b = nodes
     for number in range(6):
+        settle(a)
+        settle(b)
         left = {vpc: attach(a, f"{vpc}-{number}", vpc) for vpc in ("blue", "red")}
         right = {vpc: attach(b, f"{vpc}-{number}", vpc) for vpc in ("blue", "red")}
         for vpc in ("blue", "red"):

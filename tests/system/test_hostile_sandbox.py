@@ -261,6 +261,29 @@ def test_the_node_does_not_reach_into_the_sandbox(
     assert heard.frames() == []
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="only an egress program on the host side could tell a daemon's frame from ours",
+)
+def test_a_daemon_that_binds_to_a_sandboxs_interface_is_not_heard(
+    pair: tuple[Node, Node], attacker: Sandbox
+) -> None:
+    """As mDNS, LLDP and DHCP daemons do that use every interface they find."""
+    a, _ = pair
+    name = a.host_interface(attacker.slot)
+    heard = attacker.capture()
+    with a.socket(socket.AF_INET, socket.SOCK_DGRAM) as speaker:
+        speaker.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        speaker.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+        for target in ("224.0.0.251", "255.255.255.255"):
+            speaker.sendto(b"anyone?", (target, 5353))
+    with a.socket(socket.AF_PACKET, socket.SOCK_RAW) as speaker:
+        speaker.bind((name, 0))
+        speaker.send(ethernet("01:80:c2:00:00:0e", "02:00:00:00:00:01", 0x88CC, bytes(50)))
+
+    assert heard.wait(0.3) == []
+
+
 def test_a_changed_mac_or_address_inside_does_not_help(
     pair: tuple[Node, Node], attacker: Sandbox, victims: list[Sandbox]
 ) -> None:
