@@ -264,8 +264,9 @@ class Api:
         # Names and addresses have been checked: there is nothing in them to quote.
         self._log.change(
             "attach",
-            f"sandbox={attachment.sandbox} vpc={vpc} address={attachment.endpoint.address}"
-            f" slot=slot-{attachment.slot} generation={attachment.generation} status={status}"
+            lambda: f"sandbox={attachment.sandbox} vpc={vpc}"
+            f" address={attachment.endpoint.address} slot=slot-{attachment.slot}"
+            f" generation={attachment.generation} status={status}"
             f" ns={0 if timing is None else timing.total} uid={peer.uid} pid={peer.pid}",
         )
 

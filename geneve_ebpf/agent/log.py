@@ -25,7 +25,7 @@ class Log:
 
     def __init__(self, descriptor: int = 2) -> None:
         self._descriptor = descriptor
-        self._waiting: list[str] = []
+        self._waiting: list[tuple[float, str, str | Callable[[], str], dict[str, object]]] = []
         self._second = 0
         self._stamp = ""
         self._later: Callable[[Callable[[], object]], object] | None = None
@@ -36,25 +36,26 @@ class Log:
 
     def info(self, event: str, **fields: object) -> None:
         """Something the operator may want to know."""
-        self._write(self._line("info", event, fields))
+        self._record("info", event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
         """Something the operator should look at."""
-        self._write(self._line("warning", event, fields))
+        self._record("warning", event, fields)
 
     def defect(self, event: str, error: BaseException, **fields: object) -> None:
         """An exception that is our fault: the record, then its traceback as one field."""
         fields["error"] = "".join(traceback.format_exception(error))
-        self._write(self._line("error", event, fields))
+        self._record("error", event, fields)
 
-    def change(self, event: str, plain: str = "", **fields: object) -> None:
+    def change(self, event: str, plain: str | Callable[[], str] = "", **fields: object) -> None:
         """A request that changed something, or tried to.
 
-        plain: key=value text that holds nothing to quote, for those in haste.
+        plain: key=value text that holds nothing to quote, or what makes it,
+        which is then called when the record is written.
         """
         if not self._waiting and self._later is not None:
             self._later(self.flush)
-        self._waiting.append(self._line("info", event, fields, plain))
+        self._waiting.append((time.time(), event, plain, fields))
         if self._later is None:
             self.flush()
 
@@ -62,17 +63,26 @@ class Log:
         """Write the records that `change` has kept."""
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            self._write("".join(waiting))
+            self._write("".join([self._line("info", *record) for record in waiting]))
 
-    def _line(self, level: str, event: str, fields: dict[str, object], plain: str = "") -> str:
-        now = time.time()
+    def _record(self, level: str, event: str, fields: dict[str, object]) -> None:
+        self._write(self._line(level, time.time(), event, "", fields))
+
+    def _line(
+        self,
+        level: str,
+        now: float,
+        event: str,
+        plain: str | Callable[[], str],
+        fields: dict[str, object],
+    ) -> str:
         second = int(now)
         if second != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         head = f"time={self._stamp}.{int((now - second) * 1000):03d}Z level={level} event={event}"
         if plain:
-            head = f"{head} {plain}"
+            head = f"{head} {plain if isinstance(plain, str) else plain()}"
         if not fields:
             return f"{head}\n"
         return f"{head} {' '.join([f'{key}={quoted(str(v))}' for key, v in fields.items()])}\n"

@@ -58,13 +58,18 @@ from geneve_ebpf.model import (
 
 _KINDS = {RouteKind.REMOTE: 1, RouteKind.LOCAL: 2, RouteKind.BLACKHOLE: 3}
 _KIND_OF = {number: kind for kind, number in _KINDS.items()}
-_STATE_AT = Binding.state.offset
 _READY, _RESERVED, _TAKEN = (
     SlotState.READY.value,
     SlotState.RESERVED.value,
     SlotState.TAKEN.value,
 )
-_FIELDS = struct.Struct("=I4s6s")  # vni, address, mac
+# Parts of struct binding, and both halves of an endpoint, as attaching writes them.
+_TENANT = struct.Struct("=I4s6s")  # from vni: address, mac
+_OCCUPANT = struct.Struct("=Q64s")  # from attached_at: sandbox
+_ENDPOINT_KEY = struct.Struct("=I4s")
+_ENDPOINT = struct.Struct("=QII")
+_TENANT_AT, _OCCUPANT_AT = Binding.vni.offset, Binding.attached_at.offset
+_STATE_WORD, _IFINDEX_WORD = Binding.state.offset // 4, Binding.ifindex.offset // 4
 # How long a reader waits out a fold of counters before it takes what it sees:
 # the writer may have died in the middle.
 _FOLD_PATIENCE = 100
@@ -82,6 +87,7 @@ class DataPlane:
         # module's pack is not (it zeroes first, and goes field by field).
         self._words = self._bindings.memory.cast("Q")
         self._words_per_row = self._bindings.step // 8
+        self._halves = self._bindings.memory.cast("I")
         self._slots_by_ifindex = Table(pins.map("slot_by_ifindex"), *MAPS["slot_by_ifindex"])
         self._endpoints: Table[EndpointKey, EndpointValue] = Table(
             pins.map("endpoints"), EndpointKey, EndpointValue
@@ -165,23 +171,22 @@ class DataPlane:
         free in its VPC (else ADDRESS_IN_USE); MAP_FULL if there is no room. On
         any error nothing has changed.
         """
-        row = slot * self._bindings.step
-        memory = self._bindings.memory
-        state = self._states(slot)
-        if state not in (_READY, _RESERVED):
+        if self._state_of(slot) not in (_READY, _RESERVED):
             raise GeneveError(
                 Code.SLOT_TAKEN,
                 f"slot-{slot} is not ready",
                 hint="geneve-ebpf slot list",
                 field="slot",
             )
-        (ifindex,) = struct.unpack_from("=I", memory, row + Binding.ifindex.offset)
+        word = slot * self._words_per_row
         generation = self._state_words[0] + 1
         address = endpoint.address.packed
-        key = EndpointKey(endpoint.vni, (ctypes.c_uint8 * 4)(*address))
         # First the half that is looked up by address: without the binding's
         # generation it leads nowhere, so a crash in between attaches nobody.
-        if not self._endpoints.insert(key, EndpointValue(generation, slot, ifindex)):
+        if not self._endpoints.insert_packed(
+            _ENDPOINT_KEY.pack(endpoint.vni, address),
+            _ENDPOINT.pack(generation, slot, self._halves[word * 2 + _IFINDEX_WORD]),
+        ):
             raise GeneveError(
                 Code.ADDRESS_IN_USE,
                 f"another sandbox of VNI {endpoint.vni} has {endpoint.address}",
@@ -190,13 +195,11 @@ class DataPlane:
             )
         self._state_words[0] = generation
         now = time.time_ns()
-        name = sandbox.encode()
-        _FIELDS.pack_into(
-            memory, row + Binding.vni.offset, endpoint.vni, address, endpoint.mac.octets
-        )
-        struct.pack_into("=Q64s", memory, row + Binding.attached_at.offset, now, name)
-        struct.pack_into("=I", memory, row + _STATE_AT, _TAKEN)
-        self._words[slot * self._words_per_row] = generation
+        memory, row = self._bindings.memory, word * 8
+        _TENANT.pack_into(memory, row + _TENANT_AT, endpoint.vni, address, endpoint.mac.octets)
+        _OCCUPANT.pack_into(memory, row + _OCCUPANT_AT, now, sandbox.encode())
+        self._halves[word * 2 + _STATE_WORD] = _TAKEN
+        self._words[word] = generation
         return Attachment(sandbox, slot, endpoint, generation, now / 1e9)
 
     def detach(self, slot: int) -> Counters:
@@ -301,14 +304,13 @@ class DataPlane:
         self._bindings.memory[index * step : (index + 1) * step] = bytes(step)
         state.fold_sequence += 1
 
-    def _states(self, slot: int) -> int:
+    def _state_of(self, slot: int) -> int:
         if not 0 <= slot < self._bindings.max_entries:
             return SlotState.ABSENT.value
-        at = slot * self._bindings.step + _STATE_AT
-        return int.from_bytes(self._bindings.memory[at : at + 4], "little")
+        return self._halves[slot * self._words_per_row * 2 + _STATE_WORD]
 
     def _move(self, slot: int, allowed: tuple[int, ...], to: int) -> None:
-        state = self._states(slot)
+        state = self._state_of(slot)
         if state == SlotState.ABSENT.value:
             raise GeneveError(
                 Code.SLOT_NOT_FOUND,

@@ -111,10 +111,14 @@ class Table(Generic[K, V]):
 
     def set(self, key: K, value: V) -> None:
         """Insert or replace."""
-        self._put(key, value, 0)
+        self._put(bytes(key), bytes(value), 0)
 
     def insert(self, key: K, value: V) -> bool:
         """Insert; False if the key is there already."""
+        return self.insert_packed(bytes(key), bytes(value))
+
+    def insert_packed(self, key: bytes, value: bytes) -> bool:
+        """As `insert`, for those in haste: key and value in their layouts already."""
         try:
             self._put(key, value, 1)  # BPF_NOEXIST
         except OSError as error:
@@ -142,9 +146,9 @@ class Table(Generic[K, V]):
             raise
         return True
 
-    def _put(self, key: K, value: V, flags: int) -> None:
-        self._key_view[:] = bytes(key)
-        self._value_view[:] = bytes(value)
+    def _put(self, key: bytes, value: bytes, flags: int) -> None:
+        self._key_view[:] = key
+        self._value_view[:] = value
         self._flags[0] = flags
         try:
             bpf.call(bpf.MAP_UPDATE_ELEM, self._attr)
