@@ -363,8 +363,10 @@ class DataPlane:
         """
         exact: list[tuple[HostKey, RouteValue]] = []
         lpm: list[tuple[RouteKey, RouteValue]] = []
+        pending: set[int] = set()  # next hops that no route in the maps names yet
         for vni, route in routes:
-            nexthop = self._nexthop_of(route) if route.kind is RouteKind.REMOTE else 0
+            nexthop = self._nexthop_of(route, pending) if route.kind is RouteKind.REMOTE else 0
+            pending.add(nexthop)
             value = RouteValue(_KINDS[route.kind], nexthop)
             octets = (ctypes.c_uint8 * 4)(*route.prefix.network_address.packed)
             if route.prefix.prefixlen == 32:
@@ -421,7 +423,7 @@ class DataPlane:
             }
         return self._nexthop_ids
 
-    def _nexthop_of(self, route: Route) -> int:
+    def _nexthop_of(self, route: Route, pending: set[int]) -> int:
         if route.vtep is None:
             raise ValueError("a remote route needs a VTEP")
         octets = route.vtep.packed
@@ -438,10 +440,25 @@ class DataPlane:
         key = (octets, known.mtu, mac)
         if key not in ids:
             state = self._state.row(0)
-            state.next_nexthop += 1
-            self._nexthops.set(Key32(state.next_nexthop), _nexthop(key))
-            ids[key] = state.next_nexthop
+            number = state.next_nexthop + 1
+            try:
+                self._nexthops.set(Key32(number), _nexthop(key))
+            except GeneveError:
+                self._drop_unused_nexthops(pending)
+                self._nexthops.set(Key32(number), _nexthop(key))
+            state.next_nexthop = number
+            ids[key] = number
         return ids[key]
+
+    def _drop_unused_nexthops(self, pending: set[int]) -> None:
+        """Forget next hops that no route names any more; only done when there is no room."""
+        used = pending | {value.nexthop for _, value in self._exact.items()}
+        used |= {value.nexthop for _, value in self._lpm.items()}
+        ids = self._ids()
+        for key, number in list(ids.items()):
+            if number not in used:
+                self._nexthops.remove(Key32(number))
+                del ids[key]
 
     # -- reading
 
