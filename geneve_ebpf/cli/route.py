@@ -95,11 +95,14 @@ def list_(
 def get(
     address: Annotated[str, typer.Argument(metavar="ADDRESS", show_default=False)], vpc: InVpc
 ) -> None:
-    """Which route an address takes: the longest prefix that holds it."""
+    """Where an address leads: to a sandbox of this node, else by the longest prefix over it."""
     query = f"vpc={parse_name(vpc, 'vpc')}&address={parse_address(address)}"
     with agent() as client:
         _, answer = client.request("GET", f"/v1/routes?{query}")
-    output.emit(answer, f"{address} {described(answer['route'])}")
+    if "sandbox" in answer:  # found before any route, and there need not be one
+        output.emit(answer, f"{address} is sandbox {answer['sandbox']} on this node")
+    else:
+        output.emit(answer, f"{address} {described(answer['route'])}")
 
 
 def described(route: dict[str, Any]) -> str:

@@ -227,6 +227,12 @@ REMOTE = {**ROUTE}
             "10.0.2.9 in 10.0.2.0/24 remote via 192.0.2.2\n",
         ),
         (
+            ["route", "get", "10.0.0.5", "--vpc", "blue"],
+            ("GET", "/v1/routes?vpc=blue&address=10.0.0.5", None),
+            answer("200 OK", {"sandbox": "web"}),
+            "10.0.0.5 is sandbox web on this node\n",
+        ),
+        (
             ["slot", "reserve"],
             ("POST", "/v1/slots:reserve", {}),
             answer("201 Created", {"slot": SLOT, "guest": GUEST}),
