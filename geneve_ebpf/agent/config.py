@@ -62,7 +62,7 @@ def load(
         raise bad_config(f"{path} is not UTF-8 text") from None
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number may be too long, too
         raise bad_config(f"{path} is not TOML: {error}") from None
     config = parse(table)
     node = config.node

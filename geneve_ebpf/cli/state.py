@@ -102,14 +102,18 @@ def _decoded(text: str, name: str, suffix: str) -> Any:
     if not as_toml:
         try:
             return json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             if suffix == ".json" or text.lstrip()[:1] in ("{", ""):
                 raise _bad(f"{name} is not JSON: {error}", ADVICE) from None
     try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        state = tomllib.loads(text)
+        json.dumps(state)
+    except (ValueError, RecursionError) as error:
         formats = "TOML" if as_toml else "JSON or TOML"
         raise _bad(f"{name} is not {formats}: {error}", ADVICE) from None
+    except TypeError:
+        raise _bad(f"{name} holds a date or a time, which nothing in a state is", ADVICE) from None
+    return state
 
 
 def _bad(message: str, hint: str) -> GeneveError:

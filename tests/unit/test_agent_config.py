@@ -109,6 +109,7 @@ def test_slots_of_the_command_line_win(file):
         (SMALLEST + "[metrics]\nper_sandbox = 1", "metrics.per_sandbox"),
         (SMALLEST + "[placement]\nagent_cpu = -1", "placement.agent_cpu"),
         ("[node", ""),
+        (f"[node]\nslots = {'9' * 5000}", ""),
     ],
 )
 def test_a_mistake_is_named(file, text, field):

@@ -428,6 +428,28 @@ def test_an_error_in_a_file_says_where(ask, tmp_path):
     assert err == "error: no VPC a (vpc_not_found)\n  at routes[7].vpc\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("state.toml", 'vpcs = [{name = "a", vni = 2024-05-06, prefixes = []}]'),
+        ("state.toml", f"vpcs = [{'9' * 5000}]"),
+        ("state.json", f'{{"vpcs": [{"9" * 5000}]}}'),
+        ("state", f'{{"vpcs": [{"9" * 5000}]}}'),
+        ("state.json", "[" * 100_000),
+    ],
+)
+def test_a_file_with_values_that_no_state_has_is_refused(ask, tmp_path, name, text):
+    """What a reader of JSON or TOML gives up on, and what JSON cannot say, is a usage error."""
+    file = tmp_path / name
+    file.write_text(text)
+
+    status, out, err, _ = ask(["apply", "-f", str(file)])
+
+    assert (status, out) == (Exit.USAGE.value, "")
+    assert err.startswith(f"error: {file}")
+    assert "(bad_request)" in err
+
+
 def test_an_agent_cannot_move_the_terminal(ask):
     """Control characters in what the agent says are not printed."""
     error = GeneveError(Code.INTERNAL, "a\x1b[2Jb\nc", hint="d\re")
