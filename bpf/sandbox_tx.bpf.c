@@ -21,7 +21,7 @@ static inline int answer_arp(struct __sk_buff *skb,
 {
 	struct arp arp;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
+	if (read_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
 		return drop(skb, DIRECTION_TX, DROP_SHORT_FRAME);
 	if (!is_question(&arp) || arp.target != config->gateway_address)
 		return drop(skb, DIRECTION_TX, DROP_ARP_REFUSED);
@@ -58,7 +58,7 @@ static inline struct route *find_route(__u32 vni, __be32 address)
 static inline int send_local(struct __sk_buff *skb,
 			     const struct node_config *config, __u32 slot,
 			     const struct endpoint *to,
-			     const struct inner *inner)
+			     struct inner *inner)
 {
 	__u32 to_slot = to->slot, ifindex = to->ifindex;
 	enum drop_reason reason;
@@ -67,6 +67,8 @@ static inline int send_local(struct __sk_buff *skb,
 	reason = address_to_guest(skb, config, inner);
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
+	/* It was sent to the gateway's MAC, which is not the interface's. */
+	bpf_skb_change_type(skb, PACKET_HOST);
 	row = slot_counters.lookup(&slot);
 	if (row)
 		add(&row->tx_local, inner->length);
@@ -75,6 +77,12 @@ static inline int send_local(struct __sk_buff *skb,
 		add(&row->rx_local, inner->length);
 	return bpf_redirect_peer(ifindex, 0);
 }
+
+/* All that changes in a frame that goes to another node. */
+struct headers {
+	struct outer outer;
+	struct iphdr ip;	/* inner, with the address in the VPC */
+} __attribute__((packed));
 
 static inline int send_remote(struct __sk_buff *skb,
 			      const struct node_config *config, __u32 slot,
@@ -87,6 +95,7 @@ static inline int send_remote(struct __sk_buff *skb,
 	__u32 vni = from->vni, ifindex = 0, bytes = skb->len;
 	struct bpf_redir_neigh path = {};
 	struct slot_counters *row;
+	struct headers headers;
 	enum drop_reason reason;
 	struct nexthop *to;
 
@@ -110,10 +119,11 @@ static inline int send_remote(struct __sk_buff *skb,
 				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
 				BPF_F_ADJ_ROOM_ENCAP_L2_ETH))
 		return drop(skb, DIRECTION_TX, DROP_NO_ROOM);
-	reason = write_outer(skb, config, to->vtep, port, vni, to_be16(ETH_P_IP),
-			     from->mac, to->mac);
-	if (reason)
-		return drop_bytes(bytes, DIRECTION_TX, reason);
+	make_outer(skb, &headers.outer, config, to->vtep, port, vni,
+		   to_be16(ETH_P_IP), from->mac, to->mac);
+	headers.ip = inner->ip;
+	if (bpf_skb_store_bytes(skb, 0, &headers, sizeof(headers), 0))
+		return drop_bytes(bytes, DIRECTION_TX, DROP_NO_REWRITE);
 	clear_bookkeeping(skb);
 	row = slot_counters.lookup(&slot);
 	if (row)
@@ -148,7 +158,7 @@ int sandbox_tx(struct __sk_buff *skb)
 	from = bindings.lookup(&slot);
 	if (!from)
 		return drop(skb, DIRECTION_TX, DROP_NO_SLOT);
-	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+	if (read_bytes(skb, 0, &eth, sizeof(eth)))
 		return drop(skb, DIRECTION_TX, DROP_SHORT_FRAME);
 	if (!same_mac(eth.h_source, config->guest_mac))
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_MAC);
@@ -162,15 +172,15 @@ int sandbox_tx(struct __sk_buff *skb)
 	reason = read_inner(skb, ETH_HLEN, &inner);
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
-	if (inner.source != config->guest_address)
+	if (inner.ip.saddr != config->guest_address)
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_ADDRESS);
-	if ((eth.h_dest[0] & 1) || !is_unicast(inner.destination))
+	if ((eth.h_dest[0] & 1) || !is_unicast(inner.ip.daddr))
 		return drop(skb, DIRECTION_TX, DROP_NOT_UNICAST);
 
-	reason = find_endpoint(from->vni, inner.destination, &to, &to_binding);
+	reason = find_endpoint(from->vni, inner.ip.daddr, &to, &to_binding);
 	if (reason == DROP_STALE_ENDPOINT)
 		return drop(skb, DIRECTION_TX, reason);
-	route = to ? 0 : find_route(from->vni, inner.destination);
+	route = to ? 0 : find_route(from->vni, inner.ip.daddr);
 	if (!to) {
 		if (!route)
 			return drop(skb, DIRECTION_TX, DROP_NO_ROUTE);

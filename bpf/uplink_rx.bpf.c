@@ -29,10 +29,11 @@ static inline int answer_wire_arp(struct __sk_buff *skb,
 	struct binding *binding = 0;
 	__u32 ifindex = 0, bytes = skb->len;
 	enum drop_reason reason;
+	struct outer outer;
 	struct arp arp;
 	__be16 port;
 
-	if (bpf_skb_load_bytes(skb, OPTIONS_AT + options + ETH_HLEN, &arp,
+	if (read_bytes(skb, OPTIONS_AT + options + ETH_HLEN, &arp,
 			       sizeof(arp)))
 		return drop(skb, DIRECTION_RX, DROP_SHORT_FRAME);
 	if (!is_question(&arp))
@@ -52,11 +53,10 @@ static inline int answer_wire_arp(struct __sk_buff *skb,
 				BPF_F_ADJ_ROOM_FIXED_GSO))
 		return drop(skb, DIRECTION_RX, DROP_NO_ROOM);
 	make_answer(&arp, binding->mac);
-	reason = write_outer(skb, config, vtep, port, vni, to_be16(ETH_P_ARP),
-			     binding->mac, arp.target_mac);
-	if (reason)
-		return drop_bytes(bytes, DIRECTION_RX, reason);
-	if (bpf_skb_store_bytes(skb, sizeof(struct outer), &arp, sizeof(arp), 0))
+	make_outer(skb, &outer, config, vtep, port, vni, to_be16(ETH_P_ARP),
+		   binding->mac, arp.target_mac);
+	if (bpf_skb_store_bytes(skb, 0, &outer, sizeof(outer), 0) ||
+	    bpf_skb_store_bytes(skb, sizeof(outer), &arp, sizeof(arp), 0))
 		return drop_bytes(bytes, DIRECTION_RX, DROP_NO_REWRITE);
 	clear_bookkeeping(skb);
 	count_event(skb, EVENT_WIRE_ARP_ANSWERED);
@@ -87,12 +87,12 @@ int uplink_rx(struct __sk_buff *skb)
 	config = node_config.lookup(&zero);
 	if (!config || !config->vtep)
 		return PASS_ON;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+	if (read_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
 		return PASS_ON;
 	if (ip.daddr != config->vtep || ip.protocol != IPPROTO_UDP ||
 	    ip.version != 4 || (ip.frag_off & to_be16(IP_OFFSET)))
 		return PASS_ON;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + ip.ihl * 4, &udp, sizeof(udp)))
+	if (read_bytes(skb, ETH_HLEN + ip.ihl * 4, &udp, sizeof(udp)))
 		return PASS_ON;
 	if (udp.destination != config->udp_port)
 		return PASS_ON;
@@ -107,7 +107,7 @@ int uplink_rx(struct __sk_buff *skb)
 		return drop(skb, DIRECTION_RX, DROP_OUTER_FRAGMENT);
 	if (ip.ihl != 5)
 		return drop(skb, DIRECTION_RX, DROP_OUTER_OPTIONS);
-	if (bpf_skb_load_bytes(skb, GENEVE_AT, &geneve, sizeof(geneve)))
+	if (read_bytes(skb, GENEVE_AT, &geneve, sizeof(geneve)))
 		return drop(skb, DIRECTION_RX, DROP_SHORT_FRAME);
 	if (geneve.version_options & GENEVE_VERSION_MASK)
 		return drop(skb, DIRECTION_RX, DROP_GENEVE_VERSION);
@@ -121,7 +121,7 @@ int uplink_rx(struct __sk_buff *skb)
 	vni = from_be32(geneve.vni) >> 8;
 	options = (geneve.version_options & GENEVE_OPTIONS_MASK) * 4;
 
-	if (bpf_skb_load_bytes(skb, OPTIONS_AT + options, &eth, sizeof(eth)))
+	if (read_bytes(skb, OPTIONS_AT + options, &eth, sizeof(eth)))
 		return drop(skb, DIRECTION_RX, DROP_SHORT_FRAME);
 	if (eth.h_proto == to_be16(ETH_P_ARP))
 		return answer_wire_arp(skb, config, vni, ip.saddr, options);
@@ -133,7 +133,7 @@ int uplink_rx(struct __sk_buff *skb)
 	/* GRO that merges by outer UDP alone glues inner packets together. */
 	if (skb->gso_size && inner.l3 + inner.length != skb->len)
 		return drop(skb, DIRECTION_RX, DROP_INNER_LENGTH);
-	reason = find_endpoint(vni, inner.destination, &endpoint, &binding);
+	reason = find_endpoint(vni, inner.ip.daddr, &endpoint, &binding);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
 	slot = endpoint->slot;
@@ -164,7 +164,7 @@ int uplink_rx(struct __sk_buff *skb)
 	 */
 	if (skb->gso_size && !from->merged)
 		from->merged = 1;
-	if (inner.protocol == IPPROTO_TCP && !from->merged)
+	if (inner.ip.protocol == IPPROTO_TCP && !from->merged)
 		return bpf_redirect(ifindex, 0);
 	return bpf_redirect_peer(ifindex, 0);
 }

@@ -29,27 +29,32 @@ static inline enum drop_reason find_endpoint(__u32 vni, __be32 address,
 	return DROP_NONE;
 }
 
+/* What stands in front of an IP packet's options or payload. */
+struct head {
+	struct ethhdr eth;
+	struct iphdr ip;
+} __attribute__((packed));
+
 /* From here on the frame is Ethernet and the inner packet, nothing else:
  * make it one that the guest believes is for itself.
  */
 static inline enum drop_reason address_to_guest(struct __sk_buff *skb,
 						const struct node_config *config,
-						const struct inner *inner)
+						struct inner *inner)
 {
-	struct ethhdr eth;
 	enum drop_reason reason;
+	struct head head;
 
-	reason = translate(skb, inner, IP_DESTINATION, inner->destination,
+	reason = translate(skb, inner, IP_DESTINATION, inner->ip.daddr,
 			   config->guest_address);
 	if (reason)
 		return reason;
-	__builtin_memcpy(eth.h_dest, config->guest_mac, ETH_ALEN);
-	__builtin_memcpy(eth.h_source, config->gateway_mac, ETH_ALEN);
-	eth.h_proto = to_be16(ETH_P_IP);
-	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
+	__builtin_memcpy(head.eth.h_dest, config->guest_mac, ETH_ALEN);
+	__builtin_memcpy(head.eth.h_source, config->gateway_mac, ETH_ALEN);
+	head.eth.h_proto = to_be16(ETH_P_IP);
+	head.ip = inner->ip;
+	if (bpf_skb_store_bytes(skb, 0, &head, sizeof(head), 0))
 		return DROP_NO_REWRITE;
-	/* Sent to another MAC than the interface's, it would not be taken in. */
-	bpf_skb_change_type(skb, PACKET_HOST);
 	clear_bookkeeping(skb);
 	return DROP_NONE;
 }

@@ -99,44 +99,42 @@ static inline enum drop_reason find_path(struct __sk_buff *skb,
 	return DROP_NONE;
 }
 
-/* Store the headers over the first sizeof(struct outer) bytes of the frame.
+/* Make the headers for a frame that has room for them already.
  *
  * The UDP checksum is 0: for a GSO frame a program can't have one made, and
  * RFC 8926 section 3.3 allows it over IPv4. ECN is not carried over
  * (RFC 6040's compatibility mode). DF is always set.
  */
-static inline enum drop_reason
-write_outer(struct __sk_buff *skb, const struct node_config *config,
-	    __be32 vtep, __be16 port, __u32 vni, __be16 inner_protocol,
-	    const __u8 *inner_source, const __u8 *inner_destination)
+static inline void make_outer(struct __sk_buff *skb, struct outer *outer,
+			      const struct node_config *config, __be32 vtep,
+			      __be16 port, __u32 vni, __be16 inner_protocol,
+			      const __u8 *inner_source,
+			      const __u8 *inner_destination)
 {
 	/* In a GSO frame beyond 64 KB the lengths wrap; segmentation writes
 	 * each segment's own.
 	 */
 	__u32 length = skb->len - ETH_HLEN;
-	struct outer outer = {};
 
-	outer.eth.h_proto = to_be16(ETH_P_IP);
-	outer.ip.version = 4;
-	outer.ip.ihl = 5;
-	outer.ip.tot_len = to_be16((__u16)length);
-	outer.ip.frag_off = to_be16(IP_DF);
-	outer.ip.ttl = OUTER_TTL;
-	outer.ip.protocol = IPPROTO_UDP;
-	outer.ip.saddr = config->vtep;
-	outer.ip.daddr = vtep;
-	outer.ip.check = header_checksum(&outer.ip);
-	outer.udp.source = port;
-	outer.udp.destination = config->udp_port;
-	outer.udp.length = to_be16((__u16)(length - sizeof(outer.ip)));
-	outer.geneve.protocol = to_be16(GENEVE_ETHERNET);
-	outer.geneve.vni = to_be32(vni << 8);
-	__builtin_memcpy(outer.inner_eth.h_source, inner_source, ETH_ALEN);
-	__builtin_memcpy(outer.inner_eth.h_dest, inner_destination, ETH_ALEN);
-	outer.inner_eth.h_proto = inner_protocol;
-	if (bpf_skb_store_bytes(skb, 0, &outer, sizeof(outer), 0))
-		return DROP_NO_REWRITE;
-	return DROP_NONE;
+	__builtin_memset(outer, 0, sizeof(*outer));
+	outer->eth.h_proto = to_be16(ETH_P_IP);
+	outer->ip.version = 4;
+	outer->ip.ihl = 5;
+	outer->ip.tot_len = to_be16((__u16)length);
+	outer->ip.frag_off = to_be16(IP_DF);
+	outer->ip.ttl = OUTER_TTL;
+	outer->ip.protocol = IPPROTO_UDP;
+	outer->ip.saddr = config->vtep;
+	outer->ip.daddr = vtep;
+	outer->ip.check = header_checksum(&outer->ip);
+	outer->udp.source = port;
+	outer->udp.destination = config->udp_port;
+	outer->udp.length = to_be16((__u16)(length - sizeof(outer->ip)));
+	outer->geneve.protocol = to_be16(GENEVE_ETHERNET);
+	outer->geneve.vni = to_be32(vni << 8);
+	__builtin_memcpy(outer->inner_eth.h_source, inner_source, ETH_ALEN);
+	__builtin_memcpy(outer->inner_eth.h_dest, inner_destination, ETH_ALEN);
+	outer->inner_eth.h_proto = inner_protocol;
 }
 
 #endif /* GENEVE_H */

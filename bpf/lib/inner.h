@@ -2,8 +2,8 @@
 /* The inner IPv4 packet: what is read of its header, and the translation of
  * one address with every checksum that covers it.
  *
- * Bytes are read by helper, not through packet pointers: a frame may lie in
- * fragments of memory (AF_PACKET rings make such), where pointers end early.
+ * The header is read once, changed here, and stored once by whoever writes the
+ * headers around it.
  */
 #ifndef INNER_H
 #define INNER_H
@@ -21,13 +21,11 @@
 #define ICMP_HEADER 8
 
 struct inner {
+	struct iphdr ip;	/* as it came; then as it is to be stored */
 	__u32 l3;		/* offset of the IP header in the frame */
 	__u32 l4;		/* offset behind the IP header */
-	__u32 length;		/* bytes, by the header; 0 only for a big GSO frame */
-	__be32 source;
-	__be32 destination;
-	__u8 protocol;
-	__u8 first;		/* not a later fragment: the L4 header is here */
+	__u32 length;		/* bytes of the packet */
+	__u32 first;		/* not a later fragment: the L4 header is here */
 };
 
 /* Addresses that no sandbox can have and no route may lead to. */
@@ -41,21 +39,17 @@ static inline int is_unicast(__be32 address)
 static inline enum drop_reason read_inner(struct __sk_buff *skb, __u32 l3,
 					  struct inner *inner)
 {
-	struct iphdr ip;
 	__u32 header;
 
-	if (bpf_skb_load_bytes(skb, l3, &ip, sizeof(ip)))
+	if (read_bytes(skb, l3, &inner->ip, sizeof(inner->ip)))
 		return DROP_SHORT_FRAME;
-	header = ip.ihl * 4;
+	header = inner->ip.ihl * 4;
 	inner->l3 = l3;
 	inner->l4 = l3 + header;
-	inner->length = from_be16(ip.tot_len);
-	inner->source = ip.saddr;
-	inner->destination = ip.daddr;
-	inner->protocol = ip.protocol;
-	inner->first = !(ip.frag_off & to_be16(IP_OFFSET));
+	inner->length = from_be16(inner->ip.tot_len);
+	inner->first = !(inner->ip.frag_off & to_be16(IP_OFFSET));
 
-	if (ip.version != 4 || header < sizeof(ip))
+	if (inner->ip.version != 4 || header < sizeof(inner->ip))
 		return DROP_BAD_IP_HEADER;
 	/* Beyond 64 KB the field can't say it; the kernel then writes 0. */
 	if (!inner->length && skb->gso_size)
@@ -137,13 +131,14 @@ translate_quote(struct __sk_buff *skb, const struct inner *inner, __u32 field,
 	return DROP_NONE;
 }
 
-/* Replace one address (field is IP_SOURCE or IP_DESTINATION), stateless.
+/* Replace one address (field is IP_SOURCE or IP_DESTINATION), stateless: in the
+ * packet every checksum but the IP header's, in inner->ip the rest.
  *
  * What the packet quotes was going the other way, so there the same address
  * stands in the other field.
  */
 static inline enum drop_reason translate(struct __sk_buff *skb,
-					 const struct inner *inner, __u32 field,
+					 struct inner *inner, __u32 field,
 					 __be32 from, __be32 to)
 {
 	__u32 at, end = inner->l3 + inner->length; /* behind it is padding */
@@ -153,13 +148,13 @@ static inline enum drop_reason translate(struct __sk_buff *skb,
 	if (from == to)
 		return DROP_NONE;
 	if (inner->first) {
-		if (inner->protocol == IPPROTO_TCP) {
+		if (inner->ip.protocol == IPPROTO_TCP) {
 			at = inner->l4 + TCP_CHECKSUM;
 			if (at + sizeof(__u16) > end)
 				return DROP_SHORT_FRAME;
 			failed = bpf_l4_csum_replace(skb, at, from, to,
 						     BPF_F_PSEUDO_HDR | 4);
-		} else if (inner->protocol == IPPROTO_UDP) {
+		} else if (inner->ip.protocol == IPPROTO_UDP) {
 			at = inner->l4 + UDP_CHECKSUM;
 			if (at + sizeof(__u16) > end)
 				return DROP_SHORT_FRAME;
@@ -167,7 +162,7 @@ static inline enum drop_reason translate(struct __sk_buff *skb,
 			failed = bpf_l4_csum_replace(skb, at, from, to,
 						     BPF_F_PSEUDO_HDR |
 						     BPF_F_MARK_MANGLED_0 | 4);
-		} else if (inner->protocol == IPPROTO_ICMP) {
+		} else if (inner->ip.protocol == IPPROTO_ICMP) {
 			reason = translate_quote(skb, inner,
 						 field == IP_SOURCE ?
 						 IP_DESTINATION : IP_SOURCE,
@@ -178,9 +173,14 @@ static inline enum drop_reason translate(struct __sk_buff *skb,
 		if (failed)
 			return DROP_SHORT_FRAME;
 	}
-	if (bpf_l3_csum_replace(skb, inner->l3 + IP_CHECKSUM, from, to, 4) ||
-	    bpf_skb_store_bytes(skb, inner->l3 + field, &to, sizeof(to), 0))
-		return DROP_NO_REWRITE;
+	/* The header's checksum makes up for the address, so the checksum of
+	 * the frame as a NIC may have taken it stays true.
+	 */
+	inner->ip.check = checksum_after(inner->ip.check, from, to);
+	if (field == IP_SOURCE)
+		inner->ip.saddr = to;
+	else
+		inner->ip.daddr = to;
 	return DROP_NONE;
 }
 
@@ -195,7 +195,7 @@ static inline __u32 segment_length(struct __sk_buff *skb,
 
 	if (!skb->gso_size)
 		return skb->len - inner->l3;
-	if (inner->protocol == IPPROTO_TCP) {
+	if (inner->ip.protocol == IPPROTO_TCP) {
 		bpf_skb_load_bytes(skb, inner->l4 + TCP_OFFSET, &offset,
 				   sizeof(offset));
 		headers += (offset >> 4) * 4;

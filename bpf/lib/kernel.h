@@ -48,6 +48,22 @@ static inline void clear_bookkeeping(struct __sk_buff *skb)
 	skb->priority = 0;
 }
 
+/* Bytes of the frame, where they lie if they lie together, else by helper (an
+ * AF_PACKET ring makes frames in fragments of memory). Calls are dear: where
+ * the CPU needs it, each return from one is slowed down against speculation.
+ */
+static inline long read_bytes(struct __sk_buff *skb, __u32 at, void *to,
+			      const __u32 size)
+{
+	void *data = (void *)(long)skb->data;
+
+	if (data + at + size <= (void *)(long)skb->data_end) {
+		__builtin_memcpy(to, data + at, size);
+		return 0;
+	}
+	return bpf_skb_load_bytes(skb, at, to, size);
+}
+
 static inline int same_mac(const __u8 *a, const __u8 *b)
 {
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] &&
