@@ -153,7 +153,6 @@ def drop_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str) -> N
 
 def hung_uplinks(pins: Pins) -> set[str]:
     """Interfaces that have, or had, our hook."""
-    linked = {path.name.removeprefix("uplink-") for path in pins.directory.glob("uplink-*")}
-    return linked | {
+    return pins.uplinks() | {
         path.name.removeprefix("clsact-") for path in pins.root.parent.glob("clsact-*")
     }

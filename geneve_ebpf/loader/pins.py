@@ -15,6 +15,7 @@ import ctypes
 import os
 import struct
 from pathlib import Path
+from urllib.parse import unquote
 
 from geneve_ebpf.abi import MAPS, PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
@@ -84,7 +85,14 @@ class Pins:
 
     def uplink(self, interface: str) -> Path:
         """Path of the TCX link on an uplink."""
-        return self.directory / f"uplink-{interface}"
+        # A bpffs refuses a dot, which a VLAN's interface has (eth0.100). No interface's
+        # name holds a %.
+        return self.directory / f"uplink-{interface.replace('.', '%2E')}"
+
+    def uplinks(self) -> set[str]:
+        """Interfaces that a TCX link is pinned for."""
+        pinned = self.directory.glob("uplink-*")
+        return {unquote(path.name.removeprefix("uplink-")) for path in pinned}
 
     def have_maps(self) -> bool:
         """Whether every map is pinned."""

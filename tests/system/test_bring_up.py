@@ -315,6 +315,19 @@ def test_a_block_number_in_use_is_left_to_its_user(bed: Bed, place: NodeSettings
     assert "ingress_block 6081" in run("tc", "-n", netns.name, "qdisc", "show", "dev", "other0")
 
 
+def test_an_uplink_may_be_the_interface_of_a_vlan(bed: Bed) -> None:
+    """Its name has a dot, which a BPF file system takes in none of its own."""
+    netns, other = bed.namespace("named"), bed.namespace("far")
+    for name in ("eth0.100", "eth0.200"):
+        bed.wire(netns, name, other, f"far-{name}")
+    node = bed.node(netns, "192.0.2.1", "eth0.100", "eth0.200")
+    assert hooks.hung_uplinks(node.pins) == {"eth0.100", "eth0.200"}
+
+    node.bring_up(replace(node.settings, uplinks=("eth0.100",)))
+
+    assert hooks.hung_uplinks(node.pins) == {"eth0.100"}
+
+
 def test_a_slot_that_cannot_be_made_leaves_nothing(pair: tuple[Node, Node]) -> None:
     """Its interface's name is taken, or its place on disk: what was there stays as it was."""
     a, _ = pair
