@@ -82,12 +82,12 @@ class DataPlane:
         self._pins = pins
         self._state = SharedArray(pins.map("node_state"), NodeState, writable=writable)
         self._bindings = SharedArray(pins.map("bindings"), Binding, writable=writable)
-        self._state_words = self._state.memory.cast("Q")
+        self._state_words = self._state.view("Q")
         # A generation is published by one aligned 8-byte store, which a struct
         # module's pack is not (it zeroes first, and goes field by field).
-        self._words = self._bindings.memory.cast("Q")
+        self._words = self._bindings.view("Q")
         self._words_per_row = self._bindings.step // 8
-        self._halves = self._bindings.memory.cast("I")
+        self._halves = self._bindings.view("I")
         self._slots_by_ifindex = Table(pins.map("slot_by_ifindex"), *MAPS["slot_by_ifindex"])
         self._endpoints: Table[EndpointKey, EndpointValue] = Table(
             pins.map("endpoints"), EndpointKey, EndpointValue
@@ -130,7 +130,9 @@ class DataPlane:
         return cls(pins, writable=writable)
 
     def close(self) -> None:
-        """Give back the descriptors; what is pinned goes on forwarding."""
+        """Give back descriptors and mappings; what is pinned goes on forwarding."""
+        self._state.close()
+        self._bindings.close()
         for table in (
             self._slots_by_ifindex,
             self._endpoints,

@@ -8,6 +8,7 @@ visible at once, without a system call, and word by word.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -298,6 +299,19 @@ class SharedArray(Generic[V]):
         self.step = info.value_size
         self._value_type = value
         self.memory = memoryview(self._map)[:size]
+        self._views: list[memoryview] = []
+
+    def close(self) -> None:
+        """Unmap it; a row's view that somebody still holds keeps it mapped until that goes."""
+        with contextlib.suppress(BufferError):
+            for view in (*self._views, self.memory):
+                view.release()
+            self._map.close()
+
+    def view(self, letter: str) -> memoryview:
+        """The whole array as machine words: "I" for four bytes, "Q" for eight."""
+        self._views.append(self.memory.cast(letter))  # type: ignore[call-overload]
+        return self._views[-1]
 
     def row(self, index: int) -> V:
         """A live view of one row."""
