@@ -38,7 +38,8 @@ def _up(settings: NodeSettings) -> None:
             hint="geneve-ebpf doctor",
         )
     pins = Pins(settings.run_directory)
-    with namespaces.entering(settings.netns):
+    with namespaces.entering(settings.netns), IPRoute() as ip, RouteSocket() as door:
+        _refuse_other_node(ip, settings)
         pins.mount()
         pins.refuse_other_layouts()
         (settings.run_directory / "netns").mkdir(mode=0o755, exist_ok=True)
@@ -46,27 +47,26 @@ def _up(settings: NodeSettings) -> None:
         if not adopted:
             compile_and_pin(settings.run_directory)
         tcx = capabilities.has_tcx()
-        with IPRoute() as ip, RouteSocket() as door:
-            sizes = []
-            for uplink in settings.uplinks:
-                index = links.index_of(ip, uplink)
-                if not index:
-                    raise GeneveError(
-                        Code.NODE_SETUP,
-                        f"there is no uplink {uplink}",
-                        hint="name an interface of the node's namespace: ip link",
-                        field="uplinks",
-                    )
-                sizes.append(links.mtu_of(ip, index))
-            mtu = min(sizes, default=1500) - OVERHEAD
-            _refuse_other_config(pins, settings)
-            block, anchor = hooks.hang_block(ip, door, pins.program("sandbox_tx"))
-            write_config(pins, Config.of(settings), anchor)
-            _write_mtu(pins, mtu)
-            for stale in hooks.hung_uplinks(pins) - set(settings.uplinks):
-                hooks.drop_uplink(ip, door, pins, stale)
-            for uplink in settings.uplinks:
-                hooks.hang_uplink(ip, door, pins, uplink, tcx=tcx)
+        sizes = []
+        for uplink in settings.uplinks:
+            index = links.index_of(ip, uplink)
+            if not index:
+                raise GeneveError(
+                    Code.NODE_SETUP,
+                    f"there is no uplink {uplink}",
+                    hint="name an interface of the node's namespace: ip link",
+                    field="uplinks",
+                )
+            sizes.append(links.mtu_of(ip, index))
+        mtu = min(sizes, default=1500) - OVERHEAD
+        _refuse_other_config(pins, settings)
+        block, anchor = hooks.hang_block(ip, door, pins)
+        write_config(pins, Config.of(settings), anchor)
+        _write_mtu(pins, mtu)
+        for stale in hooks.hung_uplinks(pins) - set(settings.uplinks):
+            hooks.drop_uplink(ip, door, pins, stale)
+        for uplink in settings.uplinks:
+            hooks.hang_uplink(ip, door, pins, uplink, tcx=tcx)
         pins.drop_old_programs()
     _write_facts(
         settings.run_directory,
@@ -86,6 +86,17 @@ def _program_id(pins: Pins) -> int:
         return bpf.program_info(fd).id
     finally:
         os.close(fd)
+
+
+def _refuse_other_node(ip: IPRoute, settings: NodeSettings) -> None:
+    other = hooks.other_node(ip, settings.run_directory)
+    if other:
+        raise GeneveError(
+            Code.NODE_IN_USE,
+            f"the node at {other} has this network namespace",
+            hint="one node in each: give this one another netns, or take that one down",
+            field="netns",
+        )
 
 
 def _refuse_other_config(pins: Pins, settings: NodeSettings) -> None:
@@ -130,21 +141,38 @@ def _down(settings: NodeSettings) -> None:
     pins = Pins(settings.run_directory)
     netns_directory = settings.run_directory / "netns"
     names = sorted(netns_directory.glob("slot-*")) if netns_directory.exists() else []
-    indexes = [int(path.name.removeprefix("slot-")) for path in names]
+    indexes = {int(path.name.removeprefix("slot-")) for path in names} | _known_slots(settings)
     # A namespace that is gone took its interfaces with it: the rest still goes.
     there = contextlib.suppress(GeneveError) if settings.netns else contextlib.nullcontext()
     with there, namespaces.entering(settings.netns), IPRoute() as ip, RouteSocket() as door:
-        for uplink in hooks.hung_uplinks(pins) | set(settings.uplinks):
+        # Refused because another node has the namespace, this one hung nothing in it.
+        ours = not hooks.other_node(ip, settings.run_directory)
+        for uplink in hooks.hung_uplinks(pins) | set(settings.uplinks if ours else ()):
             hooks.drop_uplink(ip, door, pins, uplink)
         for path in names:
             namespaces.remove(path)
-        slots.wait_gone(ip, indexes)
-        hooks.drop_block(ip)
+        if ours:
+            slots.wait_gone(ip, sorted(indexes))
+            hooks.drop_block(ip)
     for path in names:
         namespaces.remove(path)
     pins.unmount()
     if settings.run_directory.exists():
         shutil.rmtree(settings.run_directory)
+
+
+def _known_slots(settings: NodeSettings) -> set[int]:
+    """Those of the maps: one that is being destroyed has lost its mount already, but an
+    interface still while somebody sits in its namespace.
+    """
+    try:
+        plane = DataPlane.open(settings.run_directory, writable=False)
+    except GeneveError:
+        return set()
+    try:
+        return {slot.index for slot in plane.slots()}
+    finally:
+        plane.close()
 
 
 def _main() -> int:

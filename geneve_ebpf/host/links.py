@@ -40,6 +40,16 @@ def mtu_of(ip: IPRoute, index: int) -> int:
     return int(next(iter(ip.link("get", index=index))).get_attr("IFLA_MTU"))
 
 
+def alias_of(ip: IPRoute, index: int) -> str:
+    """The interface's alias, a text that means what its owner wants; "" if it has none."""
+    return str(next(iter(ip.link("get", index=index))).get_attr("IFLA_IFALIAS") or "")
+
+
+def set_alias(ip: IPRoute, index: int, text: str) -> None:
+    """Give the interface an alias of at most 255 bytes."""
+    ip.link("set", index=index, ifalias=text)
+
+
 def make_veth(ip: IPRoute, name: str, peer: dict[str, Any], *, mtu: int) -> int:
     """Make a veth pair, down, and return the index of `name`.
 

@@ -30,11 +30,22 @@ ANCHOR = "gnv-anchor"
 _FIRST_BLOCK = 6081
 
 
-def hang_block(ip: IPRoute, door: RouteSocket, program: Path) -> tuple[int, int]:
-    """Make anchor and block, or find them, and put the program on it.
+def other_node(ip: IPRoute, run_directory: Path) -> str:
+    """The run directory of another node that has this network namespace; "" if none has.
+
+    Two nodes in one namespace would take each other's interfaces and programs
+    away. The anchor's alias names its node.
+    """
+    anchor = links.index_of(ip, ANCHOR)
+    owner = links.alias_of(ip, anchor) if anchor else ""
+    return owner if owner != str(run_directory) and owner and Path(owner).exists() else ""
+
+
+def hang_block(ip: IPRoute, door: RouteSocket, pins: Pins) -> tuple[int, int]:
+    """Make anchor and block, or find them, and put sandbox_tx on it.
 
     Returns (block number, the anchor's interface index). Works in the thread's
-    network namespace.
+    network namespace, which no other node has.
     """
     anchor = links.index_of(ip, ANCHOR)
     block = tc.ingress_block(door, anchor) if anchor else 0
@@ -47,10 +58,11 @@ def hang_block(ip: IPRoute, door: RouteSocket, program: Path) -> tuple[int, int]
         links.silence(ip, anchor, ANCHOR)
         links.disable_ipv6(f"{ANCHOR}-peer")
         tc.add_clsact(door, anchor, block=block)
+    links.set_alias(ip, anchor, str(pins.root.parent))
     Path(f"/proc/sys/net/ipv4/conf/{ANCHOR}/forwarding").write_text("1")
-    fd = bpf.open_pin(program)
+    fd = bpf.open_pin(pins.program("sandbox_tx"))
     try:
-        tc.set_block_program(door, block, fd, program.name.split("-")[0])
+        tc.set_block_program(door, block, fd, "sandbox_tx")
         wanted = bpf.program_info(fd).id
     finally:
         os.close(fd)

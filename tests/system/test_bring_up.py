@@ -408,6 +408,44 @@ def test_down_removes_everything_and_twice_is_fine(bed: Bed) -> None:
     assert ping(a.netns, "192.0.2.2") == 3
 
 
+def test_down_takes_the_interface_from_whoever_lingers(bed: Bed) -> None:
+    """Also of a slot whose destruction was under way: its mount is gone, its interface not yet."""
+    a, _ = two_nodes(bed)
+    netns = a.place.netns(*a.make_slots())
+    with subprocess.Popen(["nsenter", f"--net={netns}", "sleep", "60"]) as lingering:
+        try:
+            inside = Path(f"/proc/{lingering.pid}/ns/net")
+            assert eventually(lambda: os.readlink(inside) != os.readlink("/proc/self/ns/net"))
+            a.plane.retire(0)
+            slots.drop(a.place, 0)
+
+            dataplane.tear_down(a.settings)
+
+            assert interfaces(a.netns) == {"lo", "uplink0"}
+            assert interfaces(inside) == {"lo"}
+        finally:
+            lingering.kill()
+
+
+def test_a_second_node_in_one_namespace_is_refused(pair: tuple[Node, Node]) -> None:
+    """It would take the first one's program and interfaces; taking it down takes nothing either."""
+    a, b = pair
+    one = a.sandbox(BLUE, "10.0.1.5")
+    b.sandbox(BLUE, "10.0.2.5")
+    before = interfaces(a.netns), hooks_of(a.netns)
+    second = replace(a.settings, name="second")
+
+    with pytest.raises(GeneveError) as refused:
+        dataplane.bring_up(second)
+
+    assert (refused.value.code, refused.value.field) == (Code.NODE_IN_USE, "netns")
+    assert str(a.settings.run_directory) in refused.value.message
+    dataplane.tear_down(second)
+    assert not second.run_directory.exists()
+    assert (interfaces(a.netns), hooks_of(a.netns)) == before
+    assert one.ping("10.0.2.5") == 3
+
+
 def test_two_nodes_of_one_machine_share_nothing(pair: tuple[Node, Node]) -> None:
     """Same block number, same slot names, other pins: one goes down, the other does not notice."""
     a, b = pair
