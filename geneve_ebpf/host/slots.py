@@ -62,7 +62,12 @@ def make(ip: IPRoute, door: RouteSocket, place: Place, index: int) -> int:
         links.silence(ip, ifindex, name)
         links.set_tso(name, False)
         _furnish(namespace, place.guest)
-        tc.add_clsact(door, ifindex, block=place.block)
+        if not tc.add_clsact(door, ifindex, block=place.block):
+            raise GeneveError(
+                Code.NODE_SETUP,
+                f"something gave {name} a clsact of its own, so it cannot join the shared block",
+                hint="keep other tools of the machine off interfaces called gnv*",
+            )
         if tc.block_programs(door, place.block) != [place.program]:
             raise GeneveError(
                 Code.NODE_SETUP,

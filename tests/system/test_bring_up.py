@@ -21,7 +21,7 @@ import pytest
 
 from geneve_ebpf import dataplane
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.host import namespaces, slots
+from geneve_ebpf.host import links, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import bpf, hooks
 from geneve_ebpf.model import Guest, NodeSettings
@@ -444,6 +444,30 @@ def test_a_second_node_in_one_namespace_is_refused(pair: tuple[Node, Node]) -> N
     assert not second.run_directory.exists()
     assert (interfaces(a.netns), hooks_of(a.netns)) == before
     assert one.ping("10.0.2.5") == 3
+
+
+def test_a_slot_whose_interface_another_tool_took_never_comes_up(
+    pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clsact of its own it is in no block, so no program of ours would see its frames."""
+    a, _ = pair
+    silence = links.silence
+
+    def silence_and_be_late(ip: IPRoute, index: int, name: str) -> None:
+        silence(ip, index, name)
+        if name == "gnv0":
+            a.run("tc", "qdisc", "add", "dev", name, "clsact")
+
+    monkeypatch.setattr(links, "silence", silence_and_be_late)
+    with (
+        namespaces.entering(a.netns), IPRoute() as ip, RouteSocket() as door,
+        pytest.raises(GeneveError) as refused,
+    ):  # fmt: skip
+        slots.make(ip, door, a.place, 0)
+
+    assert refused.value.code is Code.NODE_SETUP
+    assert "gnv0" not in interfaces(a.netns)
+    assert list(a.place.directory.iterdir()) == []
 
 
 def test_two_nodes_of_one_machine_share_nothing(pair: tuple[Node, Node]) -> None:
