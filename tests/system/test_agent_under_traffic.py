@@ -247,7 +247,6 @@ def test_more_attaches_than_slots_are_told_to_wait_and_then_served(
     settle(a)
 
 
-@pytest.mark.kernel
 def test_a_detached_slot_is_destroyed_though_a_process_lingers_in_it(
     nodes: tuple[Node, Node],
 ) -> None:
@@ -344,7 +343,6 @@ def slot_process(agent: int) -> int | None:
     return None
 
 
-@pytest.mark.kernel
 def test_kills_at_any_moment_leave_nothing_half_made(lab: Lab, nodes: tuple[Node, Node]) -> None:
     """Agent or slot process, in the middle of attaching, detaching and making slots: who was told
     "attached" is attached afterwards, nobody else is, and no slot is left half-made."""
@@ -375,7 +373,6 @@ def test_kills_at_any_moment_leave_nothing_half_made(lab: Lab, nodes: tuple[Node
     assert (lost, stream.errors) == (set(), [])
 
 
-@pytest.mark.kernel
 def test_node_down_under_traffic_leaves_nothing(nodes: tuple[Node, Node], lab: Lab) -> None:
     """Refused while somebody is attached; forced, the node is as it was before, and comes back
     with its VPCs, VTEPs and routes."""

@@ -350,7 +350,6 @@ def test_a_slot_that_cannot_be_made_leaves_nothing(pair: tuple[Node, Node]) -> N
         a.place.netns(4).unlink()
 
 
-@pytest.mark.kernel
 def test_a_process_that_lingers_keeps_no_interface(pair: tuple[Node, Node]) -> None:
     """A destroyed slot's eth0 is taken from whoever still sits in its namespace."""
     a, b = pair
@@ -486,7 +485,6 @@ def test_two_nodes_of_one_machine_share_nothing(pair: tuple[Node, Node]) -> None
         introduce(a, b)
 
 
-@pytest.mark.kernel
 def test_a_start_that_is_killed_is_picked_up_by_the_next(bed: Bed, place: NodeSettings) -> None:
     """At four moments, wherever they fall: the next start works, and down leaves nothing."""
     chance = random.Random(6081)
