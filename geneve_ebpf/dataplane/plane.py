@@ -7,6 +7,7 @@ the agent, netlink or BCC. One process writes, any number may read.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
 import time
@@ -290,18 +291,23 @@ class DataPlane:
         For the process that destroys slots. An RCU grace period must pass
         before the index is used again (`quiesce`).
         """
-        binding = self._bindings.copy(index)
-        self._slots_by_ifindex.remove(Key32(binding.ifindex))
+        binding = self._bindings.row(index)
         state = self._state.row(0)
-        state.fold_sequence += 1
+        # Whoever is killed in here leaves the slot known, and it is removed once more.
+        state.fold_sequence |= 1
         if binding.vni:
             vni = Key32(binding.vni)
             before = self._folded.get(vni)
             total = self.counters(index)
             if before:
                 total += sum_counters([before])
-            self._folded.set(vni, to_row(total))
+            # MAP_FULL: a VPC that is not counted is no reason to keep its slots for ever.
+            with contextlib.suppress(GeneveError):
+                self._folded.set(vni, to_row(total))
+            binding.vni = 0
+        # Before the index can be somebody else's, or that one has these counters.
         self._counters.clear_row(Key32(index))
+        self._slots_by_ifindex.remove(Key32(binding.ifindex))
         step = self._bindings.step
         self._bindings.memory[index * step : (index + 1) * step] = bytes(step)
         state.fold_sequence += 1
