@@ -79,7 +79,6 @@ class SlotPool:
         self._last_use = 0.0
         self._tick: asyncio.TimerHandle | None = None
         self._stopped = False
-        self._emptied: asyncio.Event | None = None
 
     # Reading
 
@@ -186,22 +185,6 @@ class SlotPool:
             self._channel.close()
             self._channel = None
 
-    async def empty(self, seconds: float) -> bool:
-        """Destroy every slot that is not attached, make none. False if time ran out."""
-        self.target = 0
-        self._stopped = True
-        for place in list(self._places.values()):
-            if place.phase in (Phase.READY, Phase.RESERVED):
-                self._dataplane.retire(place.index)
-                self.destroy(place)
-        self._emptied = asyncio.Event()
-        self._look()
-        try:
-            await asyncio.wait_for(self._emptied.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
-
     def stop(self) -> None:
         """Give no more orders."""
         self._stopped = True
@@ -235,14 +218,12 @@ class SlotPool:
 
     def _look(self) -> None:
         """Order what is missing, as far as it is time for it."""
-        if self._emptied is not None and len(self._places) == self._counts[Phase.ATTACHED]:
-            self._emptied.set()
         channel = self._channel
-        if channel is None:
+        if channel is None or self._stopped:
             return
         quiet_in = self._last_use + QUIET - asyncio.get_running_loop().time()
         short = self._counts[Phase.READY] * 4 < self.target
-        if quiet_in > 0 and not short and not self._stopped:
+        if quiet_in > 0 and not short:
             self._look_soon(quiet_in)
             return
         while self._wanted() and len(self._ordered_making) < MAKING_MAX:
@@ -260,7 +241,7 @@ class SlotPool:
 
     def _wanted(self) -> bool:
         there = self._counts[Phase.READY] + self._counts[Phase.MAKING]
-        return there < self.target and not self._stopped and not self.problem
+        return there < self.target and not self.problem
 
     def _on_event(self, event: dict[str, object]) -> None:
         index = event["index"]
@@ -275,9 +256,6 @@ class SlotPool:
             self._counts[Phase.READY] += 1
             place.phase = Phase.READY
             heappush(self._ready, index)
-            if self._stopped and self._emptied is not None:
-                self._dataplane.retire(index)
-                self.destroy(place)
         elif event["event"] == "gone":
             self._ordered_destroying.discard(index)
             self._gone(index)

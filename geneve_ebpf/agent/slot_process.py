@@ -5,15 +5,16 @@
 
 Descriptor 3 is a stream socket to the agent, JSON lines both ways:
 
-    {"op": "make"|"destroy", "index": N}    {"op": "stop"}
+    {"op": "make"|"destroy", "index": N}
     {"event": "ready", "index": N, "ifindex": N, "us": N}
     {"event": "gone", "index": N}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
 
 It writes the slots map at both ends of a slot's life. "gone" comes when the
 interface has vanished and an RCU grace period is over: the index may be used
-again. When the agent goes, so does this process, after the step at hand; what
-it leaves half made has no entry in the slots map, and the next one clears it.
+again. When the agent goes, so does this process, whatever it is doing: what it
+leaves half made has no entry in the slots map, and the next one clears it; what
+it leaves half destroyed still has one, and is destroyed once more.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class SlotMaker:
         self._vanishing: dict[int, float] = {}  # index -> when to stop waiting
 
     def run(self) -> None:
-        """Serve until the agent hangs up or says stop."""
+        """Serve until the agent hangs up."""
         self._clear_half_made()
         pending = b""
         while True:
@@ -80,8 +81,6 @@ class SlotMaker:
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
                     order = json.loads(line)
-                    if order["op"] == "stop":
-                        return
                     self._obey(order["op"], order["index"])
                     self._look_for_vanished()
             else:
