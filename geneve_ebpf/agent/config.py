@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from geneve_ebpf.model import (
 T = TypeVar("T")
 
 SLOTS_MAX = 10_000
+SOCKET_PATH_MAX = 107  # struct sockaddr_un, and its closing zero
 # As the kernel's dev_valid_name(): up to 15 bytes, no slash, no colon, no white space.
 INTERFACE = re.compile(r"[^\s/:]{1,15}")
 
@@ -153,7 +155,7 @@ def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
         raise bad_config(
             f"node.vtep {vtep} is in the guest's range {guest.network}", field="node.vtep"
         )
-    return NodeSettings(
+    settings = NodeSettings(
         name=table.take("name", parse_name, default.name),
         vtep=vtep,
         uplinks=table.need("uplinks", _interfaces),
@@ -166,6 +168,14 @@ def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
         metrics_listen=metrics.take("listen", _listen, default.metrics_listen),
         address_rest=table.take("address_rest", _seconds, default.address_rest),
     )
+    # Known now, and not when the node is up and the agent cannot listen.
+    if len(os.fsencode(settings.run_directory / "api.sock")) > SOCKET_PATH_MAX:
+        raise bad_config(
+            f"{settings.run_directory}/api.sock is too long for a socket's path",
+            field="node.run_root",
+            hint=f"{SOCKET_PATH_MAX} bytes at most: a shorter node.run_root or node.name",
+        )
+    return settings
 
 
 def _guest(table: Table) -> Guest:

@@ -108,6 +108,7 @@ def test_slots_of_the_command_line_win(file):
         (SMALLEST + '[metrics]\nlisten = "127.0.0.1:0"', "metrics.listen"),
         (SMALLEST + "[metrics]\nper_sandbox = 1", "metrics.per_sandbox"),
         (SMALLEST + "[placement]\nagent_cpu = -1", "placement.agent_cpu"),
+        (SMALLEST + f'run_root = "/run/{"x" * 90}"', "node.run_root"),
         ("[node", ""),
         (f"[node]\nslots = {'9' * 5000}", ""),
     ],
