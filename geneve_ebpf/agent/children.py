@@ -7,7 +7,6 @@ A child dies with the agent, however that ends: the kernel sends it SIGTERM.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
@@ -16,13 +15,11 @@ import sys
 from collections.abc import Callable, Collection
 
 from geneve_ebpf.agent.log import Log
+from geneve_ebpf.host.processes import ending_with_parent
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
 CHANNEL = 3  # the descriptor at which a child finds its socket
 BACKOFF_FIRST, BACKOFF_MAX = 0.2, 10.0  # seconds until a dead child is started again
 STEADY = 30.0  # a child that lived so long starts with the first backoff again
-
-_prctl = ctypes.CDLL(None).prctl
 
 
 class Child:
@@ -68,13 +65,11 @@ class Child:
         if self._on_start is not None:
             ours, theirs = socket.socketpair()
         number = -1 if theirs is None else theirs.fileno()
-        parent = os.getpid()
+        end_with_us = ending_with_parent(signal.SIGTERM)
         cpus = self._cpus
 
         def between_fork_and_exec() -> None:
-            _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # died before it was asked for
-                os._exit(1)
+            end_with_us()
             os.sched_setaffinity(0, cpus)
             if number >= 0:
                 os.dup2(number, CHANNEL, inheritable=True)

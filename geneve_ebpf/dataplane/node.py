@@ -15,6 +15,7 @@ from pathlib import Path
 
 from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.host.processes import ending_with_parent
 from geneve_ebpf.model import NodeSettings
 
 
@@ -68,6 +69,8 @@ def _in_child(what: str, settings: NodeSettings) -> None:
         stdout=subprocess.PIPE,
         text=True,
         check=False,
+        # An agent that is killed meanwhile may have a successor at once.
+        preexec_fn=ending_with_parent(),
     )
     if child.returncode == 0:
         return

@@ -16,10 +16,9 @@ from geneve_ebpf.model import NodeSettings
 
 
 def main() -> int:
-    """Serve metrics until told to stop or the parent ends; the exit status."""
+    """Serve metrics until told to stop, as it is when the agent ends; the exit status."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    server.end_with_parent()
     parser = argparse.ArgumentParser(prog="python -m geneve_ebpf.exporter")
     parser.add_argument("--settings-json", required=True, metavar="JSON")
     parser.add_argument(

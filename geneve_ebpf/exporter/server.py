@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exporter's HTTP side: /metrics, in the node's namespace, as long as its parent lives."""
+"""The exporter's HTTP side: /metrics, in the node's namespace."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -19,7 +16,6 @@ from geneve_ebpf.host import namespaces
 from geneve_ebpf.model import NodeSettings
 
 Respond = Callable[..., Any]
-PR_SET_PDEATHSIG = 1
 PAGE = (
     b"<!doctype html><title>geneve-ebpf</title><p>geneve-ebpf: <a href=/metrics>metrics</a>\n"
 )
@@ -71,11 +67,3 @@ def serve(settings: NodeSettings, *, per_sandbox: bool) -> None:
             ) from None
     with server:
         server.serve_forever()
-
-
-def end_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it ended while we were asking
-        raise SystemExit(0)

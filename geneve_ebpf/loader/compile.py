@@ -19,6 +19,7 @@ from pathlib import Path
 
 from geneve_ebpf.abi import PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.host.processes import ending_with_parent
 from geneve_ebpf.loader import bpf, headers, source
 from geneve_ebpf.loader.pins import Pins
 
@@ -38,6 +39,7 @@ def compile_and_pin(run_directory: Path) -> None:
         text=True,
         errors="replace",
         check=False,
+        preexec_fn=ending_with_parent(),
     )
     if child.returncode == 0:
         return
