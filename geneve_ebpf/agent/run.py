@@ -270,9 +270,10 @@ class _Agent:
 def _sole_agent(settings: NodeSettings) -> Iterator[None]:
     """Hold the node's lock, which the kernel lets go of when this process ends."""
     directory = settings.run_directory
+    path = directory / "agent.lock"
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-        descriptor = os.open(directory / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise GeneveError(
             Code.NODE_SETUP, f"cannot make {directory}: {error.strerror}", hint="see node.run_root"
@@ -287,6 +288,14 @@ def _sole_agent(settings: NodeSettings) -> Iterator[None]:
                 f"process {owner or '?'} serves node {settings.name} already",
                 hint="stop it first, or give this node another name",
             ) from None
+        # Opened before a `node down` removed it, the file is no lock any more: the next
+        # one who comes makes another.
+        if not path.exists() or not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            raise GeneveError(
+                Code.AGENT_RUNNING,
+                f"node {settings.name} was being taken down just now",
+                hint="try again",
+            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
