@@ -60,6 +60,7 @@ def _up(settings: NodeSettings) -> None:
             sizes.append(links.mtu_of(ip, index))
         mtu = min(sizes, default=1500) - OVERHEAD
         _refuse_other_config(pins, settings)
+        _refuse_other_namespace(ip, settings)
         block, anchor = hooks.hang_block(ip, door, pins)
         write_config(pins, Config.of(settings), anchor)
         _write_mtu(pins, mtu)
@@ -122,6 +123,17 @@ def _refuse_other_config(pins: Pins, settings: NodeSettings) -> None:
             f"the node is up with another {', '.join(differing)}",
             hint="take it down first: geneve-ebpf node down",
             field=differing[0],
+        )
+
+
+def _refuse_other_namespace(ip: IPRoute, settings: NodeSettings) -> None:
+    """Slots stay where they were made, and an anchor is where they are."""
+    if _known_slots(settings) and not links.index_of(ip, hooks.ANCHOR):
+        raise GeneveError(
+            Code.NODE_IN_USE,
+            "the node's slots are not in this network namespace",
+            hint="with the netns it had, or if that is gone: geneve-ebpf node down --config FILE",
+            field="netns",
         )
 
 

@@ -407,6 +407,25 @@ def test_down_removes_everything_and_twice_is_fine(bed: Bed) -> None:
     assert ping(a.netns, "192.0.2.2") == 3
 
 
+def test_a_node_with_slots_does_not_move_to_another_namespace(
+    bed: Bed, place: NodeSettings
+) -> None:
+    """Its slots would be adopted without their interfaces, and attached to without effect."""
+    netns, other = bed.namespace("elsewhere"), bed.namespace("far")
+    bed.wire(netns, "uplink0", other, "far0")
+    bed.address(netns, "192.0.2.1/24", "uplink0")
+    assert place.netns is not None
+    node = bed.node(place.netns, "192.0.2.1")
+    node.make_slots()
+
+    with pytest.raises(GeneveError) as refused:
+        dataplane.bring_up(replace(node.settings, netns=netns))
+
+    assert (refused.value.code, refused.value.field) == (Code.NODE_IN_USE, "netns")
+    assert interfaces(netns) == {"lo", "uplink0"}
+    node.bring_up()
+
+
 def test_down_takes_the_interface_from_whoever_lingers(bed: Bed) -> None:
     """Also of a slot whose destruction was under way: its mount is gone, its interface not yet."""
     a, _ = two_nodes(bed)
