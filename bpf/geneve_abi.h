@@ -171,7 +171,9 @@ enum direction {
 	X(24, GENEVE_CONTROL, policy, "a Geneve control packet (O bit), which no sandbox may see") \
 	X(25, GENEVE_CRITICAL, invalid, "a critical Geneve option, none of which we know") \
 	X(26, GENEVE_PROTOCOL, invalid, "the Geneve payload is not Ethernet") \
-	X(27, INNER_LENGTH, invalid, "a merged frame holds more than one inner packet")
+	X(27, INNER_LENGTH, invalid, "a merged frame holds more than one inner packet") \
+	X(28, MERGED_UDP, resource, "a UDP GSO frame came through the tunnel whole, and the kernel cannot take it apart any more") \
+	X(29, HOST_FRAME, policy, "a program of the host sent into a sandbox's interface")
 
 enum drop_reason {
 #define X(number, name, class, text) DROP_##name = number,

@@ -133,6 +133,11 @@ int uplink_rx(struct __sk_buff *skb)
 	/* GRO that merges by outer UDP alone glues inner packets together. */
 	if (skb->gso_size && inner.l3 + inner.length != skb->len)
 		return drop(skb, DIRECTION_RX, DROP_INNER_LENGTH);
+	/* After decapsulation it is still marked as a tunnel's, which no
+	 * released kernel lets us clear; cutting it up would then fail unseen.
+	 */
+	if (skb->gso_size && inner.ip.protocol == IPPROTO_UDP)
+		return drop(skb, DIRECTION_RX, DROP_MERGED_UDP);
 	reason = find_endpoint(vni, inner.ip.daddr, &endpoint, &binding);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);

@@ -174,8 +174,8 @@ MAPS: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "vpc_counters": (Key32, SlotCounters),
 }
 
-# The two hooks: C function and source file without its ending.
-PROGRAMS = ("sandbox_tx", "uplink_rx")
+# The hooks: C function and source file without its ending.
+PROGRAMS = ("sandbox_tx", "uplink_rx", "sandbox_guard")
 
 # struct outer without its Ethernet header: IPv4, UDP, Geneve, inner Ethernet.
 OVERHEAD = 20 + 8 + 8 + 14

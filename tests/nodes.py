@@ -155,6 +155,7 @@ class Node:
             facts.mtu,
             facts.block,
             facts.program,
+            facts.guard,
         )
 
     @property

@@ -23,6 +23,7 @@ from scapy.packet import Packet
 
 from geneve_ebpf import dataplane
 from geneve_ebpf.abi import (
+    PROGRAMS,
     EndpointKey,
     EndpointValue,
     HostKey,
@@ -65,7 +66,7 @@ class Node:
         self.pins = Pins(settings.run_directory)
         self.plane = dataplane.bring_up(settings)
         self._programs = {
-            name: bpf.open_pin(self.pins.program(name)) for name in ("sandbox_tx", "uplink_rx")
+            name: bpf.open_pin(self.pins.program(name)) for name in PROGRAMS
         }
         found = dataplane.facts(settings.run_directory)
         place = slots.Place(
@@ -74,6 +75,7 @@ class Node:
             found.mtu,
             found.block,
             found.program,
+            found.guard,
         )
         self.slots: list[int] = []  # host-side interface by slot
         with namespaces.entering(self.netns), IPRoute() as ip, RouteSocket() as door:

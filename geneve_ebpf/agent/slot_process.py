@@ -63,6 +63,7 @@ class SlotMaker:
             found.mtu,
             found.block,
             found.program,
+            found.guard,
         )
         self._ip = IPRoute()
         self._route = RouteSocket()

@@ -23,8 +23,9 @@ from geneve_ebpf.model import NodeSettings
 class Facts:
     """What `up` found and made; kept beside the pins for the processes of the node."""
 
-    block: int  # shared tc block of the sandbox interfaces
+    block: int  # shared tc block of the sandbox interfaces' ingress; their egress: the next
     program: int  # id of sandbox_tx on it
+    guard: int  # id of sandbox_guard on the next
     uplink_hook: str  # "tcx" or "clsact"
     boot: str  # "compiled" or "adopted"
     mtu: int  # bytes, of eth0 in new slots

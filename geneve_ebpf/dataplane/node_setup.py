@@ -61,7 +61,7 @@ def _up(settings: NodeSettings) -> None:
         mtu = min(sizes, default=1500) - OVERHEAD
         _refuse_other_config(pins, settings)
         _refuse_other_namespace(ip, settings)
-        block, anchor = hooks.hang_block(ip, door, pins)
+        block, anchor = hooks.hang_blocks(ip, door, pins)
         write_config(pins, Config.of(settings), anchor)
         _write_mtu(pins, mtu)
         for stale in hooks.hung_uplinks(pins) - set(settings.uplinks):
@@ -73,7 +73,8 @@ def _up(settings: NodeSettings) -> None:
         settings.run_directory,
         Facts(
             block,
-            _program_id(pins),
+            _program_id(pins, "sandbox_tx"),
+            _program_id(pins, "sandbox_guard"),
             "tcx" if tcx else "clsact",
             "adopted" if adopted else "compiled",
             mtu,
@@ -81,8 +82,8 @@ def _up(settings: NodeSettings) -> None:
     )
 
 
-def _program_id(pins: Pins) -> int:
-    fd = bpf.open_pin(pins.program("sandbox_tx"))
+def _program_id(pins: Pins, name: str) -> int:
+    fd = bpf.open_pin(pins.program(name))
     try:
         return bpf.program_info(fd).id
     finally:
@@ -165,7 +166,7 @@ def _down(settings: NodeSettings) -> None:
             namespaces.remove(path)
         if ours:
             slots.wait_gone(ip, sorted(indexes))
-            hooks.drop_block(ip)
+            hooks.drop_blocks(ip)
     for path in names:
         namespaces.remove(path)
     pins.unmount()

@@ -13,6 +13,7 @@ import fcntl
 import socket
 import struct
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 _SIOCETHTOOL = 0x8946
 _SIOCGIFFLAGS = 0x8913
 _ETHTOOL_GLINK, _ETHTOOL_STSO, _ETHTOOL_SGRO = 0x0A, 0x1F, 0x2C
+_ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO, _ETHTOOL_SFEATURES = 0x1B, 0x37, 0x3B
+_FEATURE_NAMES, _NAME_SIZE = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
 _IFF_UP, _IFF_RUNNING, _IFF_NOARP = 0x1, 0x40, 0x80
 
 
@@ -65,7 +68,8 @@ def make_veth(ip: IPRoute, name: str, peer: dict[str, Any], *, mtu: int) -> int:
 def silence(ip: IPRoute, index: int, name: str) -> None:
     """No address of any kind will ever be used on it: no ARP, no IPv6.
 
-    The host's daemons can then neither speak nor listen there.
+    The host's stack then neither speaks nor listens there; daemons that bind to
+    it all the same meet sandbox_tx and sandbox_guard.
     """
     ip.link("set", index=index, flags=_IFF_NOARP, change=_IFF_NOARP)
     disable_ipv6(name)
@@ -102,6 +106,34 @@ def set_gro(name: str, on: bool) -> None:
     _ethtool(name, _ETHTOOL_SGRO, on)
 
 
+def set_feature(name: str, feature: str, on: bool) -> None:
+    """An offload by its name in `ethtool -k`, for those that have no command of their own.
+
+    Nothing where the kernel knows no such feature.
+    """
+    names = _feature_names(name)
+    if feature not in names:
+        return
+    word, bit = divmod(names.index(feature), 32)
+    masks = [0] * (2 * -(-len(names) // 32))  # (to change, wanted) for each 32
+    masks[2 * word] = 1 << bit
+    masks[2 * word + 1] = int(on) << bit
+    _ioctl(name, struct.pack(f"<II{len(masks)}I", _ETHTOOL_SFEATURES, len(masks) // 2, *masks))
+
+
+@cache
+def _feature_names(name: str) -> tuple[str, ...]:
+    """What the kernel calls its offloads, in the order of their bits: the same on every one."""
+    asked = struct.pack("<IIQI", _ETHTOOL_GSSET_INFO, 0, 1 << _FEATURE_NAMES, 0)
+    (count,) = struct.unpack_from("<I", _ioctl(name, asked), 16)
+    room = struct.pack("<III", _ETHTOOL_GSTRINGS, _FEATURE_NAMES, count)
+    text = _ioctl(name, room + bytes(count * _NAME_SIZE))[len(room) :]
+    return tuple(
+        text[at : at + _NAME_SIZE].split(b"\0", 1)[0].decode()
+        for at in range(0, len(text), _NAME_SIZE)
+    )
+
+
 def wait_running(name: str, patience: float = 1.0) -> None:
     """Return once an interface that is up transmits, `patience` seconds at most.
 
@@ -122,9 +154,13 @@ def _flags(name: str) -> int:
 
 
 def _ethtool(name: str, command: int, on: bool) -> None:
-    # struct ethtool_value by pointer in struct ifreq
-    value = bytearray(struct.pack("<II", command, int(on)))
-    buffer = (ctypes.c_char * len(value)).from_buffer(value)
+    _ioctl(name, struct.pack("<II", command, int(on)))  # struct ethtool_value
+
+
+def _ioctl(name: str, argument: bytes) -> bytes:
+    """SIOCETHTOOL; the argument as the kernel leaves it. Raises OSError."""
+    buffer = ctypes.create_string_buffer(argument, len(argument))
     request = struct.pack("16sQ8x", name.encode(), ctypes.addressof(buffer))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
         fcntl.ioctl(door, _SIOCETHTOOL, request)
+    return buffer.raw

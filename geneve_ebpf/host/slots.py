@@ -33,8 +33,9 @@ class Place:
     directory: Path  # of the namespaces' mounts
     guest: Guest
     mtu: int  # bytes, of eth0
-    block: int  # shared tc block
-    program: int  # id of the program that must be on the block
+    block: int  # shared tc block of the ingress; the egress's is the next number
+    program: int  # id of sandbox_tx, which must be alone on the block
+    guard: int  # id of sandbox_guard, likewise on the egress's
 
     def netns(self, index: int) -> Path:
         """Where a slot's namespace is mounted."""
@@ -45,8 +46,9 @@ def make(ip: IPRoute, door: RouteSocket, place: Place, index: int) -> int:
     """Make slot `index` and return its host-side interface's index.
 
     Both sockets are in the node's namespace, and so is the thread. On failure
-    nothing is left behind. The interface comes up last, and only when the kernel says that our
-    program is on the block it is in: it is never open, not for one packet.
+    nothing is left behind. The interface comes up last, and only when the
+    kernel says that our programs are on the blocks it is in: it is never open,
+    not for one packet.
     """
     netns = place.netns(index)
     name = host_interface(index)
@@ -62,18 +64,24 @@ def make(ip: IPRoute, door: RouteSocket, place: Place, index: int) -> int:
         links.silence(ip, ifindex, name)
         links.set_tso(name, False)
         _furnish(namespace, place.guest)
-        if not tc.add_clsact(door, ifindex, block=place.block):
+        if not tc.add_clsact(
+            door, ifindex, ingress_block=place.block, egress_block=place.block + 1
+        ):
             raise GeneveError(
                 Code.NODE_SETUP,
                 f"something gave {name} a clsact of its own, so it cannot join the shared block",
                 hint="keep other tools of the machine off interfaces called gnv*",
             )
-        if tc.block_programs(door, place.block) != [place.program]:
-            raise GeneveError(
-                Code.NODE_SETUP,
-                f"the shared block {place.block} does not hold our program alone",
-                hint="another tool changed it: geneve-ebpf node down, then start again",
-            )
+        for block, program in (
+            (place.block, place.program),
+            (place.block + 1, place.guard),
+        ):
+            if tc.block_programs(door, block) != [program]:
+                raise GeneveError(
+                    Code.NODE_SETUP,
+                    f"the shared block {block} does not hold our program alone",
+                    hint="another tool changed it: geneve-ebpf node down, then start again",
+                )
         links.set_up(ip, ifindex)
         _await_transmission(namespace)
     except BaseException:
@@ -97,6 +105,9 @@ def _furnish(namespace: int, guest: Guest) -> None:
     try:
         links.disable_ipv6(GUEST_INTERFACE)
         links.set_gro(GUEST_INTERFACE, True)
+        # UDP GSO frames that cross whole cannot be delivered (DROP_MERGED_UDP):
+        # have them cut up before they leave.
+        links.set_feature(GUEST_INTERFACE, "tx-udp-segmentation", False)
         with IPRoute() as inside:
             links.set_up(inside, 1)
             eth0 = links.index_of(inside, GUEST_INTERFACE)

@@ -71,14 +71,18 @@ def _message(**fields: Any) -> _Message:
     return message
 
 
-def add_clsact(door: RouteSocket, ifindex: int, *, block: int = 0) -> bool:
-    """Give an interface a clsact qdisc, its ingress in a shared block if one is named.
+def add_clsact(
+    door: RouteSocket, ifindex: int, *, ingress_block: int = 0, egress_block: int = 0
+) -> bool:
+    """Give an interface a clsact qdisc, its sides in shared blocks if they are named.
 
     False if it has one already. Raises OSError otherwise.
     """
     attributes: list[Any] = [["TCA_KIND", "clsact"]]
-    if block:
-        attributes.append(["TCA_INGRESS_BLOCK", block])
+    if ingress_block:
+        attributes.append(["TCA_INGRESS_BLOCK", ingress_block])
+    if egress_block:
+        attributes.append(["TCA_EGRESS_BLOCK", egress_block])
     try:
         door.tell(
             _message(index=ifindex, parent=_CLSACT_PARENT, handle=_CLSACT_HANDLE, attrs=attributes),
@@ -97,12 +101,15 @@ def remove_clsact(door: RouteSocket, ifindex: int) -> None:
     door.tell(_message(index=ifindex, parent=_CLSACT_PARENT, handle=_CLSACT_HANDLE), RTM_DELQDISC)
 
 
-def ingress_block(door: RouteSocket, ifindex: int) -> int:
-    """The shared block that an interface's ingress is in; 0 if in none."""
+def shared_blocks(door: RouteSocket, ifindex: int) -> tuple[int, int]:
+    """The shared blocks that an interface's ingress and egress are in; 0 if in none."""
     for qdisc in door.dump(_message(index=ifindex), RTM_GETQDISC):
         if qdisc["index"] == ifindex and qdisc.get_attr("TCA_KIND") == "clsact":
-            return qdisc.get_attr("TCA_INGRESS_BLOCK") or 0
-    return 0
+            return (
+                qdisc.get_attr("TCA_INGRESS_BLOCK") or 0,
+                qdisc.get_attr("TCA_EGRESS_BLOCK") or 0,
+            )
+    return 0, 0
 
 
 def blocks_in_use(door: RouteSocket) -> set[int]:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the programs hang: sandbox_tx on the shared block, uplink_rx on each uplink.
+"""Where the programs hang: sandbox_tx and sandbox_guard on shared blocks, uplink_rx on uplinks.
 
-Sandbox interfaces share one tc block, so that one filter serves all of them
-and one replace swaps it under all of them. The block would vanish with its
-last interface and the next one would be open; an anchor, a veth pair of our
-own that never comes up, holds it. The anchor is also what underlay route
+Sandbox interfaces share one tc block for what they send and one for what
+enters them, so that one filter serves all of them and one replace swaps it
+under all of them. A block would vanish with its last interface and the next
+one would be open; an anchor, a veth pair of our own that never comes up, holds
+both. The anchor is also what underlay route
 look-ups are "received on": the FIB helper wants an interface that forwards,
 and so no other one has to.
 
@@ -41,28 +42,35 @@ def other_node(ip: IPRoute, run_directory: Path) -> str:
     return owner if owner != str(run_directory) and owner and Path(owner).exists() else ""
 
 
-def hang_block(ip: IPRoute, door: RouteSocket, pins: Pins) -> tuple[int, int]:
-    """Make anchor and block, or find them, and put sandbox_tx on it.
+def hang_blocks(ip: IPRoute, door: RouteSocket, pins: Pins) -> tuple[int, int]:
+    """Make anchor and blocks, or find them, and put sandbox_tx and sandbox_guard on them.
 
-    Returns (block number, the anchor's interface index). Works in the thread's
+    Returns (number of the ingress block, the anchor's interface index); the
+    egress block has the next number. Works in the thread's
     network namespace, which no other node has.
     """
     anchor = links.index_of(ip, ANCHOR)
-    block = tc.ingress_block(door, anchor) if anchor else 0
-    if not block:
+    block, egress = tc.shared_blocks(door, anchor) if anchor else (0, 0)
+    if not block or egress != block + 1:
         if anchor:  # half made: no slot can be in its block yet
             links.remove(ip, anchor)
         taken = tc.blocks_in_use(door)
-        block = next(n for n in range(_FIRST_BLOCK, _FIRST_BLOCK + 1000) if n not in taken)
+        block = next(n for n in range(_FIRST_BLOCK, 1 << 20, 2) if not taken & {n, n + 1})
         anchor = links.make_veth(ip, ANCHOR, {"ifname": f"{ANCHOR}-peer"}, mtu=1500)
         links.silence(ip, anchor, ANCHOR)
         links.disable_ipv6(f"{ANCHOR}-peer")
-        tc.add_clsact(door, anchor, block=block)
+        tc.add_clsact(door, anchor, ingress_block=block, egress_block=block + 1)
     links.set_alias(ip, anchor, str(pins.root.parent))
     Path(f"/proc/sys/net/ipv4/conf/{ANCHOR}/forwarding").write_text("1")
-    fd = bpf.open_pin(pins.program("sandbox_tx"))
+    _set_block(door, pins, block, "sandbox_tx")
+    _set_block(door, pins, block + 1, "sandbox_guard")
+    return block, anchor
+
+
+def _set_block(door: RouteSocket, pins: Pins, block: int, name: str) -> None:
+    fd = bpf.open_pin(pins.program(name))
     try:
-        tc.set_block_program(door, block, fd, "sandbox_tx")
+        tc.set_block_program(door, block, fd, name)
         wanted = bpf.program_info(fd).id
     finally:
         os.close(fd)
@@ -73,11 +81,10 @@ def hang_block(ip: IPRoute, door: RouteSocket, pins: Pins) -> tuple[int, int]:
             f"the shared block {block} holds programs {found}, not only ours ({wanted})",
             hint="another tool uses the block: geneve-ebpf node down, then start again",
         )
-    return block, anchor
 
 
-def drop_block(ip: IPRoute) -> None:
-    """Remove the anchor; the block goes with the last interface in it."""
+def drop_blocks(ip: IPRoute) -> None:
+    """Remove the anchor; a block goes with the last interface in it."""
     anchor = links.index_of(ip, ANCHOR)
     if anchor:
         links.remove(ip, anchor)

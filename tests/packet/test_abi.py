@@ -109,7 +109,8 @@ def test_map_has_the_shape_that_the_header_says(name, infos):
 def test_every_pinned_map_is_known_to_python(node):
     """No map is made that nobody opens, and no name is cut off by the kernel (15 characters)."""
     pinned = {path.name for path in node.pins.directory.iterdir()}
-    maps = {name for name in pinned if not re.match(r"sandbox_tx-|uplink_rx-|uplink-", name)}
+    others = tuple(f"{name}-" for name in (*abi.PROGRAMS, "uplink"))
+    maps = {name for name in pinned if not name.startswith(others)}
 
     assert maps == abi.MAPS.keys()
     assert max(len(name) for name in maps) <= 15
@@ -182,10 +183,11 @@ def table_after(heading: str) -> list[list[str]]:
 
 
 def used_in(direction: str) -> set[str]:
-    """Reasons that one program's sources name, with the headers that both share."""
+    """Reasons that a direction's programs name, with the headers that all share."""
     root = abi.bpf_directory()
-    own = {"tx": "sandbox_tx.bpf.c", "rx": "uplink_rx.bpf.c"}[direction]
-    texts = [(root / own).read_text(), *(path.read_text() for path in root.glob("lib/*.h"))]
+    own = {"tx": ["sandbox_tx"], "rx": ["uplink_rx", "sandbox_guard"]}[direction]
+    texts = [(root / f"{name}.bpf.c").read_text() for name in own]
+    texts += [path.read_text() for path in root.glob("lib/*.h")]
     return {name.lower() for text in texts for name in re.findall(r"\bDROP_([A-Z_0-9]+)\b", text)}
 
 

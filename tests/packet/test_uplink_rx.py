@@ -404,9 +404,16 @@ def test_frame_merged_of_several_inner_packets_is_dropped(node: Node):
 
 def test_merged_frame_that_cannot_shrink_is_dropped(node: Node):
     """The kernel refuses to in a merged frame of a kind that it does not know."""
-    frame = arriving(node, inner_with())
+    frame = arriving(node, in_vpc(TCP(sport=1, dport=2) / DATA, REMOTE, ALICE))
 
     assert_dropped(node.receives(frame, gso_size=500), "no_room", frame)
+
+
+def test_merged_udp_is_dropped(node: Node):
+    """Nobody behind us could take it apart, and nobody would count it."""
+    frame = arriving(node, inner_with())
+
+    assert_dropped(node.receives(frame, gso_size=500), "merged_udp", frame)
 
 
 # -- ARP through the tunnel

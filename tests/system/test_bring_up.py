@@ -523,12 +523,17 @@ def test_a_start_that_is_killed_is_picked_up_by_the_next(bed: Bed, place: NodeSe
             plane = dataplane.bring_up(place)
             facts = dataplane.facts(place.run_directory)
             where = slots.Place(
-                place.run_directory / "netns", place.guest, facts.mtu, facts.block, facts.program
+                place.run_directory / "netns",
+                place.guest,
+                facts.mtu,
+                facts.block,
+                facts.program,
+                facts.guard,
             )
             with namespaces.entering(netns), IPRoute() as ip, RouteSocket() as door:
                 plane.add_slot(0, slots.make(ip, door, where, 0))
             assert [slot.index for slot in plane.slots()] == [0]
-            assert hooks_of(netns) == ["uplink_rx", "sandbox_tx", "sandbox_tx"]
+            assert hooks_of(netns) == ["uplink_rx", *["sandbox_tx", "sandbox_guard"] * 2]
             plane.close()
         dataplane.tear_down(place)
         assert not place.run_directory.exists()

@@ -183,17 +183,7 @@ def test_without_tunnel_segmentation_the_wire_has_segments_and_the_sandbox_merge
 
 @pytest.mark.parametrize(
     "superpackets",
-    [
-        "off",
-        pytest.param(
-            "on",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="a decapsulated UDP GSO frame keeps its tunnel state, and the receiving"
-                " stack can't segment it; only a veth underlay brings such a frame",
-            ),
-        ),
-    ],
+    ["off", "on"],
 )
 def test_udp_segmentation_crosses(
     bed: Bed, ends: tuple[Sandbox, Sandbox], superpackets: str
@@ -211,6 +201,24 @@ def test_udp_segmentation_crosses(
     parts = [server.recv(65536) for _ in range(40)]
     assert [len(part) for part in parts] == [1200] * 39 + [7]
     assert b"".join(parts) == data
+
+
+def test_a_udp_gso_frame_that_crosses_whole_is_counted(
+    bed: Bed, ends: tuple[Sandbox, Sandbox]
+) -> None:
+    """The slot's eth0 cuts them up; a sandbox that switches this off loses them, not silently."""
+    one, _ = ends
+    for node in bed.nodes:
+        features(node, "on", *SUPERPACKETS)
+    one.run("ethtool", "-K", "eth0", "tx-udp-segmentation", "on")
+    client = one.udp()
+    client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1200)
+    before = bed.nodes[1].drops()
+
+    client.sendto(bytes(12_000), ("10.0.2.5", 5000))
+
+    expected = {"rx merged_udp": 1}
+    assert bed.nodes[1].gained(before, expected) == expected
 
 
 def test_large_frames_pass_between_sandboxes_of_a_node(
