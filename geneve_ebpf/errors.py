@@ -82,9 +82,14 @@ class Code(Enum):
         409, Exit.CONFLICT, True, "the address was another sandbox's a moment ago"
     )
     SLOT_TAKEN = Meaning(409, Exit.CONFLICT, False, "the slot is not free to be used so")
-    NODE_IN_USE = Meaning(409, Exit.CONFLICT, False, "sandboxes are attached to the node")
+    NODE_IN_USE = Meaning(
+        409, Exit.CONFLICT, False, "the node has sandboxes or slots, or another has its namespace"
+    )
     GENERATION_MISMATCH = Meaning(
-        412, Exit.CONFLICT, False, "the sandbox was attached again since that generation"
+        412,
+        Exit.CONFLICT,
+        False,
+        "the sandbox or the state changed since that generation or revision",
     )
     # Not now, or not here.
     BUSY = Meaning(429, Exit.BUSY, True, "too many requests wait: retry here, later")

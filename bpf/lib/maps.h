@@ -17,8 +17,8 @@ BPF_TABLE_PINNED("array", __u32, struct node_config, node_config, 1,
 BPF_TABLE_PINNED("array", __u32, struct node_state, node_state, 1,
 		 PIN_DIR "/node_state", BPF_F_MMAPABLE);
 
-/* By host-side interface. Slot process: last when it makes a slot, first when
- * it destroys one.
+/* By host-side interface. Slot process: last when it makes a slot, last when it
+ * destroys one.
  */
 BPF_TABLE_PINNED("hash", __u32, __u32, slot_by_ifindex, MAX_SLOTS,
 		 PIN_DIR "/slot_by_ifindex", BPF_F_NO_PREALLOC);

@@ -264,10 +264,12 @@ class Api:
         # Names and addresses have been checked: there is nothing in them to quote.
         self._log.change(
             "attach",
-            lambda: f"sandbox={attachment.sandbox} vpc={vpc}"
-            f" address={attachment.endpoint.address} slot=slot-{attachment.slot}"
-            f" generation={attachment.generation} status={status}"
-            f" ns={0 if timing is None else timing.total} uid={peer.uid} pid={peer.pid}",
+            lambda: (
+                f"sandbox={attachment.sandbox} vpc={vpc}"
+                f" address={attachment.endpoint.address} slot=slot-{attachment.slot}"
+                f" generation={attachment.generation} status={status}"
+                f" ns={0 if timing is None else timing.total} uid={peer.uid} pid={peer.pid}"
+            ),
         )
 
     def _put_sandbox(self, call: Call) -> Answer:

@@ -24,7 +24,7 @@ from geneve_ebpf.model import (
 
 T = TypeVar("T")
 
-SLOTS_MAX = 10_000
+READY_MAX = 10_000  # slots to keep ready; attached ones come on top of them
 SOCKET_PATH_MAX = 107  # struct sockaddr_un, and its closing zero
 # As the kernel's dev_valid_name(): up to 15 bytes, no slash, no colon, no white space.
 INTERFACE = re.compile(r"[^\s/:]{1,15}")
@@ -52,9 +52,7 @@ class AgentConfig:
     placement: Placement = field(default_factory=Placement)
 
 
-def load(
-    path: Path, slots: int | None = None, metrics_listen: str | None = None
-) -> AgentConfig:
+def load(path: Path, slots: int | None = None, metrics_listen: str | None = None) -> AgentConfig:
     """Read a configuration file; the other arguments override what it says. Raises BAD_CONFIG."""
     try:
         text = path.read_bytes().decode()
@@ -215,7 +213,7 @@ def _integer(value: object, name: str, low: int, high: int) -> int:
 
 
 def _slots(value: object, name: str) -> int:
-    return _integer(value, name, 0, SLOTS_MAX)
+    return _integer(value, name, 0, READY_MAX)
 
 
 def _port(value: object, name: str) -> int:

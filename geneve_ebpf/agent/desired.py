@@ -376,6 +376,11 @@ class Desired:
     ) -> None:
         """The change is made: let the state in memory and the address books say so."""
         before, state = self.state, self.state
+        vnis = {
+            before.vpcs[vpc.name].vni
+            for vpc in (*difference.vpcs_removed, *difference.vpcs_changed)
+            if vpc.name in before.vpcs
+        }
         if after is not None:
             after.revision = revision
             self.state = state = after
@@ -383,6 +388,8 @@ class Desired:
         else:
             state.revision = revision
             _amend(state, difference)
+        for vni in vnis - state.vpc_by_vni.keys():
+            self._dataplane.forget_vpc(vni)
         touched: dict[int, int] = {}  # VNI -> routes that changed
         for vpc in (*difference.vpcs_removed, *difference.vpcs_added, *difference.vpcs_changed):
             touched[vpc.vni] = touched[before.vpcs.get(vpc.name, vpc).vni] = LARGE

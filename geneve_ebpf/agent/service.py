@@ -75,6 +75,11 @@ class Node:
         now = time.monotonic()
         for rest in self._rests.open(now):
             self.desired.book(rest.vni).rest(rest.sandbox, rest.address, rest.until)
+        # Detached just before the last agent was killed: not in its file yet.
+        for sandbox, endpoint in self.dataplane.departed():
+            self.desired.book(endpoint.vni).rest(
+                sandbox, endpoint.address, now + self.settings.address_rest
+            )
         for one in self._attachments.values():
             self.desired.book(one.endpoint.vni).take(one.sandbox, one.endpoint.address)
         self._log.info(

@@ -17,12 +17,13 @@ from enum import Enum
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
+from geneve_ebpf.abi import constant
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import SlotState
 
-SLOTS_MAX = 16_384  # MAX_SLOTS of bpf/geneve_abi.h
+SLOTS_MAX = constant("MAX_SLOTS")
 # Orders that the slot process has at once: enough to keep it busy, few enough
 # that it is idle soon after an attach comes in.
 MAKING_MAX = 2
@@ -205,6 +206,8 @@ class SlotPool:
         del self._places[place.index]
 
     def _gone(self, index: int) -> None:
+        if self._next >= SLOTS_MAX:
+            self.problem = ""
         self._leave(self._places[index])
         heappush(self._free, index)
 
@@ -227,9 +230,10 @@ class SlotPool:
             self._look_soon(quiet_in)
             return
         while self._wanted() and len(self._ordered_making) < MAKING_MAX:
-            index = heappop(self._free) if self._free else self._next
-            if index >= SLOTS_MAX:
+            if not self._free and self._next >= SLOTS_MAX:
+                self.problem = f"all {SLOTS_MAX} slots that a node can have exist"
                 break
+            index = heappop(self._free) if self._free else self._next
             self._next = max(self._next, index + 1)
             self._enter(Place(index, 0, Phase.MAKING))
             self._ordered_making.add(index)
@@ -259,9 +263,20 @@ class SlotPool:
         elif event["event"] == "gone":
             self._ordered_destroying.discard(index)
             self._gone(index)
+        elif event["event"] == "lost":
+            self._lost(index)
         else:
             self._failed(index, str(event["op"]), str(event["message"]))
         self._look()
+
+    def _lost(self, index: int) -> None:
+        """Somebody deleted the interface of a slot: nobody must be attached to it."""
+        place = self._places.get(index)
+        if place is None or place.phase not in (Phase.READY, Phase.RESERVED):
+            return  # taken or given back since
+        self._log.warning("slot-lost", slot=f"slot-{index}", was=place.phase.value)
+        self._dataplane.retire(index)
+        self.destroy(place)
 
     def _failed(self, index: int, op: str, message: str) -> None:
         self._log.warning("slot-failed", slot=f"slot-{index}", op=op, error=message)

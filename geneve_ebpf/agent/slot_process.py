@@ -8,13 +8,17 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"op": "make"|"destroy", "index": N}
     {"event": "ready", "index": N, "ifindex": N, "us": N}
     {"event": "gone", "index": N}
+    {"event": "lost", "index": N}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
 
 It writes the slots map at both ends of a slot's life. "gone" comes when the
 interface has vanished and an RCU grace period is over: the index may be used
-again. When the agent goes, so does this process, whatever it is doing: what it
-leaves half made has no entry in the slots map, and the next one clears it; what
-it leaves half destroyed still has one, and is destroyed once more.
+again. "lost" comes when a slot that nobody has attached to turns out to have no
+interface any more: somebody deleted it.
+
+When the agent goes, so does this process, whatever it is doing: what it leaves
+half made has no entry in the slots map, and the next one clears it; what it
+leaves half destroyed still has one, and is destroyed once more.
 """
 
 from __future__ import annotations
@@ -32,11 +36,12 @@ from geneve_ebpf.dataplane import DataPlane, facts
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host import namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
-from geneve_ebpf.model import NodeSettings
+from geneve_ebpf.model import NodeSettings, SlotState
 
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283}[os.uname().machine]
 _MEMBARRIER_GLOBAL = 1
 _VANISH_PATIENCE = 2.0  # seconds until a namespace that lingers loses its interface
+_ROUND = 60.0  # seconds of rest between looks for slots that were lost
 _POLL = 0.01  # seconds between looks at interfaces that are to vanish
 
 
@@ -72,9 +77,10 @@ class SlotMaker:
     def run(self) -> None:
         """Serve until the agent hangs up."""
         self._clear_half_made()
+        self._look_for_lost()
         pending = b""
         while True:
-            wait = _POLL if self._vanishing else None
+            wait = _POLL if self._vanishing else _ROUND
             if select.select([self._agent], [], [], wait)[0]:
                 data = self._agent.recv(65536)
                 if not data:
@@ -84,8 +90,16 @@ class SlotMaker:
                     order = json.loads(line)
                     self._obey(order["op"], order["index"])
                     self._look_for_vanished()
-            else:
+            elif self._vanishing:
                 self._look_for_vanished()
+            else:
+                self._look_for_lost()
+
+    def _look_for_lost(self) -> None:
+        for slot in self._plane.slots():
+            waiting = slot.state in (SlotState.READY, SlotState.RESERVED)
+            if waiting and slots.gone(slot.index):
+                self._tell(event="lost", index=slot.index)
 
     def _clear_half_made(self) -> None:
         """Drop what a maker that died in the middle left: a namespace that no map knows."""
@@ -109,8 +123,9 @@ class SlotMaker:
 
     def _make(self, index: int) -> None:
         began = time.perf_counter()
-        # What a maker that died in the middle left under this index.
-        if self._place.netns(index).exists() or not slots.gone(index):
+        # What a maker that died in the middle left under this index. Without a
+        # namespace of ours it is somebody else's, and making the slot fails.
+        if self._place.netns(index).exists():
             slots.drop(self._place, index)
             slots.wait_gone(self._ip, [index])
         ifindex = slots.make(self._ip, self._route, self._place, index)

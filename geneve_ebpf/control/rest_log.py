@@ -64,14 +64,18 @@ class RestLog:
         return self._lines < LINES_MAX
 
     def rewrite(self, rests: Iterable[Rest]) -> None:
-        """Replace the file's content."""
+        """Replace the file's content, or leave it be where there is no room for a new one."""
         content = [_line(rest) for rest in rests]
         new = self._path.with_suffix(".new")
-        descriptor = os.open(
-            new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
-        os.write(descriptor, b"".join(content))
-        new.rename(self._path)
+        try:
+            descriptor = os.open(
+                new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+            os.write(descriptor, b"".join(content))
+            new.rename(self._path)
+        except OSError:
+            self._lines = 0  # try again after as many
+            return
         self.close()
         self._descriptor = descriptor
         self._lines = len(content)

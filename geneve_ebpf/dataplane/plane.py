@@ -230,14 +230,17 @@ class DataPlane:
                 yield Attachment(
                     binding.sandbox.decode(),
                     slot.index,
-                    Endpoint(
-                        binding.vni,
-                        IPv4Address(bytes(binding.address)),
-                        MacAddress(bytes(binding.mac)),
-                    ),
+                    _endpoint_of(binding),
                     binding.generation,
                     binding.attached_at / 1e9,
                 )
+
+    def departed(self) -> Iterator[tuple[str, Endpoint]]:
+        """Sandboxes that were detached and whose slots are still there: name and endpoint."""
+        for slot in self.slots():
+            binding = self._bindings.copy(slot.index)
+            if slot.state is SlotState.TAKEN and not binding.generation and binding.vni:
+                yield binding.sandbox.decode(), _endpoint_of(binding)
 
     def find(self, vni: int, address: IPv4Address) -> int | None:
         """The slot that has this address of the VPC, if it is on this node."""
@@ -311,6 +314,17 @@ class DataPlane:
         step = self._bindings.step
         self._bindings.memory[index * step : (index + 1) * step] = bytes(step)
         state.fold_sequence += 1
+
+    def forget_vpc(self, vni: int) -> None:
+        """Drop what was counted for a VPC: whoever gets its VNI next starts from zero.
+
+        Nobody may be attached to it.
+        """
+        for slot in self.slots():
+            binding = self._bindings.row(slot.index)
+            if binding.vni == vni and not binding.generation:
+                binding.vni = 0
+        self._folded.remove(Key32(vni))
 
     def _state_of(self, slot: int) -> int:
         if not 0 <= slot < self._bindings.max_entries:
@@ -519,6 +533,12 @@ class DataPlane:
             self._folded,
         )  # type: ignore[assignment]
         return {table.name: table.count() / table.max_entries for table in tables}
+
+
+def _endpoint_of(binding: Binding) -> Endpoint:
+    return Endpoint(
+        binding.vni, IPv4Address(bytes(binding.address)), MacAddress(bytes(binding.mac))
+    )
 
 
 def _network_key(octets: bytes) -> Key32:

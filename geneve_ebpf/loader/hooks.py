@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -52,6 +53,12 @@ def hang_blocks(ip: IPRoute, door: RouteSocket, pins: Pins) -> tuple[int, int]:
     anchor = links.index_of(ip, ANCHOR)
     block, egress = tc.shared_blocks(door, anchor) if anchor else (0, 0)
     if not block or egress != block + 1:
+        if any(re.fullmatch(r"gnv\d+", name) for name in os.listdir("/proc/sys/net/ipv4/conf")):
+            raise GeneveError(
+                Code.NODE_SETUP,
+                f"{ANCHOR} or its blocks were removed while slots are up",
+                hint="a new program would not reach those slots: geneve-ebpf node down",
+            )
         if anchor:  # half made: no slot can be in its block yet
             links.remove(ip, anchor)
         taken = tc.blocks_in_use(door)

@@ -276,6 +276,25 @@ def test_a_detached_slot_is_destroyed_though_a_process_lingers_in_it(
             ghost.kill()
 
 
+def test_a_slot_whose_interface_somebody_deleted_is_not_given_to_anybody(
+    lab: Lab, nodes: tuple[Node, Node]
+) -> None:
+    """Found by the slot process when it starts; a whole one takes its place."""
+    node, other = nodes
+    attach(other, "far", address="10.0.2.9")
+    lab.stop_agent(node, signal.SIGTERM)
+    run("ip", "-n", node.namespace, "link", "del", "gnv0")
+
+    lab.start_agent(node)
+    lab.wait_ready(node)
+    eventually(lambda: "slot-lost slot=slot-0 was=ready" in node.log.read_text())
+    lab.wait_ready(node)
+
+    for number in range(SLOTS):
+        there = attach(node, f"near{number}")
+        assert ping(netns(there), "10.0.2.9", wait=1) > 0
+
+
 def test_names_addresses_and_slots_do_not_leak_into_each_other(nodes: tuple[Node, Node]) -> None:
     """Sandboxes come and go on two nodes, two VPCs, same addresses; each reaches its own."""
     a, b = nodes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes and next hops in the real maps, past their limits."""
+"""The maps' keeping: next hops past their limit, what is left of a VPC and of a sandbox."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from geneve_ebpf.abi import constant
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import MacAddress, Route, RouteKind, Vtep
+from tests.packets import UDP, from_guest
 from tests.programs import loaded
 
 pytestmark = pytest.mark.kernel
@@ -40,3 +41,31 @@ def test_next_hops_of_routes_that_are_gone_make_room():
         last = node.plane.lookup(VNI, route(room - 1).prefix.network_address)
         new = node.plane.lookup(VNI, route(room + 99).prefix.network_address)
         assert (last.mac, new.mac) == (route(room - 1).mac, route(room + 99).mac)
+
+
+def test_a_vni_that_is_used_again_starts_from_zero():
+    """A VPC's counters outlive its sandboxes, and end with the VPC."""
+    with loaded(1) as node:
+        node.attach(0, "web", VNI, "10.0.0.1")
+        node.sends(from_guest(UDP(sport=1, dport=2), dst="10.0.0.1"))  # to itself
+        assert node.plane.vpc_totals()[VNI].tx_local.packets == 1
+
+        node.plane.detach(0)
+        node.plane.forget_vpc(VNI)
+        assert VNI not in node.plane.vpc_totals()
+        node.plane.remove_slot(0)
+        assert VNI not in node.plane.vpc_totals()
+
+
+def test_a_detached_sandbox_is_known_until_its_slot_is_gone():
+    """So that an agent that was killed in between still lets its address rest."""
+    with loaded(1) as node:
+        node.attach(0, "web", VNI, "10.0.0.1")
+        assert list(node.plane.departed()) == []
+
+        node.plane.detach(0)
+        ((name, endpoint),) = node.plane.departed()
+        assert (name, endpoint.vni, str(endpoint.address)) == ("web", VNI, "10.0.0.1")
+
+        node.plane.remove_slot(0)
+        assert list(node.plane.departed()) == []
