@@ -257,7 +257,8 @@ def parse_address(text: object, field_name: str = "address") -> IPv4Address:
 def parse_prefix(text: object, field_name: str = "prefix") -> IPv4Network:
     """An IPv4 prefix without host bits. Raises BAD_PREFIX."""
     try:
-        if not isinstance(text, str):
+        # IPv4Network also takes a bare address, netmasks and host masks.
+        if not isinstance(text, str) or not re.fullmatch(r"[0-9.]+/(0|[1-9][0-9]?)", text):
             raise AddressValueError
         return IPv4Network(text)
     except (AddressValueError, NetmaskValueError):

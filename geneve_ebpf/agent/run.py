@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import uvloop
@@ -228,6 +229,8 @@ class _Agent:
         problems = [child.problem for child in self._children if child.problem]
         if self._going_down:
             problems.append("the node is being taken down")
+        if not _is_own(self._settings.vtep):
+            problems.append(f"the VTEP {self._settings.vtep} is no address of this node")
         return problems + list(self._node.degraded())
 
     async def _take_down(self, force: bool) -> Json:
@@ -320,6 +323,16 @@ def _listen(path: Path) -> socket.socket:
     listening.listen(BACKLOG)
     listening.setblocking(False)
     return listening
+
+
+def _is_own(address: IPv4Address) -> bool:
+    """Whether an interface of this network namespace has the address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+        try:
+            door.bind((str(address), 0))
+        except OSError:
+            return False
+    return True
 
 
 def _refuse_in_use(sandboxes: int) -> None:

@@ -248,6 +248,8 @@ class Node:
         """Why the node is not whole, one sentence each."""
         if self.pool.problem:
             yield self.pool.problem
+        elif self.pool.target and not self.pool.counts["ready"]:
+            yield "no slot is ready"
         lost = {
             one.endpoint.vni
             for one in self._attachments.values()

@@ -7,6 +7,7 @@ asks the agent something starts in a fraction of a second.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -112,6 +113,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            output.note(f"error: the answer could not be written: {error.strerror}")
+            return Exit.FAILED.value
         if not isinstance(error, BrokenPipeError):
             raise
         # Nobody reads any more; keep the interpreter from saying so while it exits.

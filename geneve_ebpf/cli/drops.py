@@ -70,11 +70,11 @@ def _watch(client: AgentClient, interval: float) -> None:
             packets, size = item["packets"] - old["packets"], item["bytes"] - old["bytes"]
             if packets <= 0:
                 continue
-            stamp = time.strftime("%H:%M:%S")
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             output.emit(
-                output.document("drop", **{**item, "packets": packets, "bytes": size}, at=stamp),
-                f"{stamp}  {item['direction']}  +{packets} packets  +{size} bytes  "
-                f"{item['reason']}: {item['text']}",
+                output.document("drop", **{**item, "packets": packets, "bytes": size}, at=at),
+                f"{time.strftime('%H:%M:%S')}  {item['direction']}  +{packets} packets  "
+                f"+{size} bytes  {item['reason']}: {item['text']}",
             )
         before = now
 

@@ -44,8 +44,13 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._refusals():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            # Root's alone: it names every tenant, and whoever can open the file can lock it.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.chmod(0o700)
+            # The agent's one thread must not wait for a lock: only another agent could have it.
+            self._db = sqlite3.connect(
+                path, timeout=0, isolation_level=None, check_same_thread=False
+            )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             # A checkpoint syncs, which may take long: `checkpoint` does it apart.

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from geneve_ebpf.abi import PROGRAMS
@@ -83,15 +83,19 @@ def _compile(run_directory: Path) -> None:
         )
     pins = Pins(run_directory)
     pins.directory.mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="geneve-ebpf-headers-") as tree:
-        headers.make_tree(Path(tree) / "kernel")
-        os.environ["BCC_KERNEL_SOURCE"] = str(Path(tree) / "kernel")
+    # In the node's own directory, where the next start finds what a killed one left.
+    tree = run_directory / "headers"
+    shutil.rmtree(tree, ignore_errors=True)
+    try:
+        os.environ["BCC_KERNEL_SOURCE"] = str(headers.make_tree(tree))
         flags = [f'-DPIN_DIR="{pins.directory}"', "-Wno-macro-redefined"]
         built = bcc.BPF(text=source.program_text(), cflags=flags)
         for name in PROGRAMS:
             program = built.load_func(name, bcc.BPF.SCHED_CLS)
             if not pins.program(name).exists():
                 bpf.pin(program.fd, pins.program(name))
+    finally:
+        shutil.rmtree(tree, ignore_errors=True)
 
 
 def _main() -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from ipaddress import IPv4Address, IPv4Network
 
@@ -140,3 +141,12 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
         Store(tmp_path / "file" / "state.db")
 
     assert refused.value.code is Code.STATE_STORE
+
+
+def test_only_root_reaches_the_file(tmp_path):
+    """It names every tenant, and a lock on it would stop the agent."""
+    directory = tmp_path / "state"
+    directory.mkdir(mode=0o755)
+
+    with contextlib.closing(Store(directory / "state.db")):
+        assert directory.stat().st_mode & 0o077 == 0

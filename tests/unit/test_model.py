@@ -61,6 +61,10 @@ NOT_UNICAST = [
     "255.255.255.255",
 ]
 BAD_PREFIXES = [
+    "10.1.2.3",  # an address
+    "10.0.0.0/255.255.0.0",
+    "10.0.0.0/0.0.255.255",
+    "10.0.0.0/016",
     "",
     "10.0.0.0/33",
     "10.0.0.0/-1",
@@ -178,12 +182,11 @@ def test_a_unicast_address_is_taken(text):
     [
         ("10.0.0.0/8", "10.0.0.0/8"),
         ("10.1.2.3/32", "10.1.2.3/32"),
-        ("10.1.2.3", "10.1.2.3/32"),
         ("0.0.0.0/0", "0.0.0.0/0"),
     ],
 )
 def test_a_prefix_is_taken(text, prefix):
-    """One address is a prefix as well."""
+    """An address and a length; one address is a prefix as well."""
     assert model.parse_prefix(text) == IPv4Network(prefix)
 
 
