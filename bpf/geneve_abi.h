@@ -116,7 +116,7 @@ struct nexthop {
 /* Another node: the only senders whose Geneve is ours. */
 struct vtep {
 	__u32 mtu;		/* bytes of an outer packet; 0: the kernel's route says */
-	__u32 merged;		/* set by the program: GSO frames came from it */
+	__u32 merged;		/* kept by uplink_rx: not 0 while GSO frames come from it */
 };
 
 struct traffic {

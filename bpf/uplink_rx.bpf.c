@@ -15,6 +15,8 @@
 
 #define UDP_AT (ETH_HLEN + sizeof(struct iphdr))
 #define GENEVE_AT (UDP_AT + sizeof(struct udp))
+#define MERGED_PATIENCE 1024	/* frames */
+#define MERGED_LARGE 1000	/* bytes: no acknowledgement */
 #define OPTIONS_AT (GENEVE_AT + sizeof(struct geneve))
 
 /* A peer that thinks of the VPC as one Ethernet asks through the tunnel. The
@@ -61,6 +63,25 @@ static inline int answer_wire_arp(struct __sk_buff *skb,
 	clear_bookkeeping(skb);
 	count_event(skb, EVENT_WIRE_ARP_ANSWERED);
 	return redirect_neigh(ifindex, &path, sizeof(path), 0);
+}
+
+/* Whether this VTEP's frames reach us whole (a veth underlay, some virtual NICs)
+ * or through GRO on the uplink. One GSO frame shows it; that it is over shows in
+ * as many large frames that are none. CPUs may race here: a count gets lost.
+ */
+static inline int comes_merged(struct __sk_buff *skb, struct vtep *from,
+			       const struct inner *inner)
+{
+	__u32 left = from->merged;
+
+	if (skb->gso_size) {
+		if (left != MERGED_PATIENCE)
+			from->merged = MERGED_PATIENCE;
+		return 1;
+	}
+	if (left && inner->length >= MERGED_LARGE)
+		from->merged = left - 1;
+	return left != 0;
 }
 
 int uplink_rx(struct __sk_buff *skb)
@@ -163,13 +184,10 @@ int uplink_rx(struct __sk_buff *skb)
 
 	/* Through the veth the sandbox's own GRO merges TCP segments; past it
 	 * goes what that does not help, without the detour: other protocols, and
-	 * TCP that comes merged already, from a VTEP whose frames reach us whole
-	 * or through GRO on the uplink. By protocol and VTEP, so that no flow
-	 * takes both ways and overtakes itself.
+	 * TCP from a VTEP whose frames come merged. By protocol and VTEP, so that
+	 * no flow takes both ways at once and overtakes itself.
 	 */
-	if (skb->gso_size && !from->merged)
-		from->merged = 1;
-	if (inner.ip.protocol == IPPROTO_TCP && !from->merged)
+	if (inner.ip.protocol == IPPROTO_TCP && !comes_merged(skb, from, &inner))
 		return bpf_redirect(ifindex, 0);
 	return bpf_redirect_peer(ifindex, 0);
 }

@@ -181,6 +181,23 @@ def test_without_tunnel_segmentation_the_wire_has_segments_and_the_sandbox_merge
     assert bed.nodes[0].drops() == bed.nodes[1].drops() == {}
 
 
+def test_a_vtep_that_stops_merging_is_noticed(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> None:
+    """After superpackets, single segments go past the sandbox's GRO for a while, not for ever."""
+    one, two = ends
+    for node in bed.nodes:
+        features(node, "on", *SUPERPACKETS)
+    assert send_tcp(one, two, DATA) == DIGEST
+    for node in bed.nodes:
+        features(node, "off", *SUPERPACKETS)
+    assert send_tcp(one, two, DATA) == DIGEST  # a few thousand large frames
+
+    inside = two.capture()
+    assert send_tcp(one, two, DATA) == DIGEST
+
+    merged = [frame for frame in inside.frames() if not frame.outgoing]
+    assert len(merged) < len(DATA) / 1400 / 3
+
+
 @pytest.mark.parametrize(
     "superpackets",
     ["off", "on"],
