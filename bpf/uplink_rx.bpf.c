@@ -15,9 +15,10 @@
 
 #define UDP_AT (ETH_HLEN + sizeof(struct iphdr))
 #define GENEVE_AT (UDP_AT + sizeof(struct udp))
+#define OPTIONS_AT (GENEVE_AT + sizeof(struct geneve))
+
 #define MERGED_PATIENCE 1024	/* frames */
 #define MERGED_LARGE 1000	/* bytes: no acknowledgement */
-#define OPTIONS_AT (GENEVE_AT + sizeof(struct geneve))
 
 /* A peer that thinks of the VPC as one Ethernet asks through the tunnel. The
  * question becomes its answer in place, and goes back to the VTEP it came from.
@@ -35,8 +36,7 @@ static inline int answer_wire_arp(struct __sk_buff *skb,
 	struct arp arp;
 	__be16 port;
 
-	if (read_bytes(skb, OPTIONS_AT + options + ETH_HLEN, &arp,
-			       sizeof(arp)))
+	if (read_bytes(skb, OPTIONS_AT + options + ETH_HLEN, &arp, sizeof(arp)))
 		return drop(skb, DIRECTION_RX, DROP_SHORT_FRAME);
 	if (!is_question(&arp))
 		return drop(skb, DIRECTION_RX, DROP_ARP_REFUSED);

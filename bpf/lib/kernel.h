@@ -17,7 +17,6 @@
 
 #define PACKET_HOST 0
 #define FAMILY_IPV4 2
-#define FAMILY_IPV6 10
 
 #define IP_DF 0x4000
 #define IP_MF 0x2000

@@ -47,17 +47,7 @@ def _up(settings: NodeSettings) -> None:
         if not adopted:
             compile_and_pin(settings.run_directory)
         tcx = capabilities.has_tcx()
-        sizes = []
-        for uplink in settings.uplinks:
-            index = links.index_of(ip, uplink)
-            if not index:
-                raise GeneveError(
-                    Code.NODE_SETUP,
-                    f"there is no uplink {uplink}",
-                    hint="name an interface of the node's namespace: ip link",
-                    field="uplinks",
-                )
-            sizes.append(links.mtu_of(ip, index))
+        sizes = [links.mtu_of(ip, hooks.uplink_index(ip, name)) for name in settings.uplinks]
         mtu = min(sizes, default=1500) - OVERHEAD
         _refuse_other_config(pins, settings)
         _refuse_other_namespace(ip, settings)

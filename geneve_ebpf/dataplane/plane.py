@@ -242,11 +242,6 @@ class DataPlane:
             if slot.state is SlotState.TAKEN and not binding.generation and binding.vni:
                 yield binding.sandbox.decode(), _endpoint_of(binding)
 
-    def find(self, vni: int, address: IPv4Address) -> int | None:
-        """The slot that has this address of the VPC, if it is on this node."""
-        found = self._endpoints.get(EndpointKey(vni, (ctypes.c_uint8 * 4)(*address.packed)))
-        return found.slot if found else None
-
     def repair(self) -> int:
         """Undo attaches and detaches that a crash cut short; returns how many.
 

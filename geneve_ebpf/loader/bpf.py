@@ -17,7 +17,6 @@ from pathlib import Path
 MAP_LOOKUP_ELEM = 1
 MAP_UPDATE_ELEM = 2
 MAP_DELETE_ELEM = 3
-MAP_GET_NEXT_KEY = 4
 OBJ_PIN = 6
 OBJ_GET = 7
 PROG_TEST_RUN = 10
@@ -26,13 +25,11 @@ PROG_QUERY = 16
 BTF_GET_FD_BY_ID = 19
 MAP_LOOKUP_BATCH = 24
 MAP_UPDATE_BATCH = 26
-MAP_DELETE_BATCH = 27
 LINK_CREATE = 28
 LINK_UPDATE = 29
 LINK_DETACH = 34
 
 TCX_INGRESS = 46
-LINK_REPLACE = 4  # BPF_F_REPLACE: only if the old program is the one named
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
 _libc = ctypes.CDLL(None, use_errno=True)

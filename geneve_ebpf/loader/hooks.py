@@ -5,9 +5,8 @@ Sandbox interfaces share one tc block for what they send and one for what
 enters them, so that one filter serves all of them and one replace swaps it
 under all of them. A block would vanish with its last interface and the next
 one would be open; an anchor, a veth pair of our own that never comes up, holds
-both. The anchor is also what underlay route
-look-ups are "received on": the FIB helper wants an interface that forwards,
-and so no other one has to.
+both. The anchor is also what underlay route look-ups are "received on": the FIB
+helper wants an interface that forwards, and so no other one has to.
 
 An uplink is one device: a TCX link where the kernel has TCX (ordered beside
 other users, pinned, swapped in microseconds), else a filter on clsact.
@@ -47,8 +46,8 @@ def hang_blocks(ip: IPRoute, door: RouteSocket, pins: Pins) -> tuple[int, int]:
     """Make anchor and blocks, or find them, and put sandbox_tx and sandbox_guard on them.
 
     Returns (number of the ingress block, the anchor's interface index); the
-    egress block has the next number. Works in the thread's
-    network namespace, which no other node has.
+    egress block has the next number. Works in the thread's network namespace,
+    which no other node has.
     """
     anchor = links.index_of(ip, ANCHOR)
     block, egress = tc.shared_blocks(door, anchor) if anchor else (0, 0)
@@ -97,11 +96,8 @@ def drop_blocks(ip: IPRoute) -> None:
         links.remove(ip, anchor)
 
 
-def hang_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str, *, tcx: bool) -> None:
-    """Put uplink_rx on one interface, or swap it there; other programs stay.
-
-    Raises GeneveError NODE_SETUP if there is no such interface.
-    """
+def uplink_index(ip: IPRoute, interface: str) -> int:
+    """The interface's index. Raises GeneveError NODE_SETUP if there is no such interface."""
     ifindex = links.index_of(ip, interface)
     if not ifindex:
         raise GeneveError(
@@ -110,8 +106,16 @@ def hang_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str, *, t
             hint="name an interface of the node's namespace: ip link",
             field="uplinks",
         )
-    path = pins.program("uplink_rx")
-    program = bpf.open_pin(path)
+    return ifindex
+
+
+def hang_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str, *, tcx: bool) -> None:
+    """Put uplink_rx on one interface, or swap it there; other programs stay.
+
+    Raises GeneveError NODE_SETUP if there is no such interface.
+    """
+    ifindex = uplink_index(ip, interface)
+    program = bpf.open_pin(pins.program("uplink_rx"))
     try:
         if tcx:
             _set_link(pins.uplink(interface), program, ifindex)

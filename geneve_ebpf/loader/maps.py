@@ -80,11 +80,6 @@ class Table(Generic[K, V]):
         """Give back the file descriptor; the map lives on by its pin."""
         os.close(self._fd)
 
-    @property
-    def fd(self) -> int:
-        """For what this class does not do."""
-        return self._fd
-
     def get(self, key: K) -> V | None:
         """The value, or None. Not for per-CPU maps."""
         self._key_view[:] = bytes(key)
@@ -165,32 +160,6 @@ class Table(Generic[K, V]):
             )
         return error
 
-    def keys(self) -> Iterator[K]:
-        """Every key. Entries that come or go meanwhile may be missed or not."""
-        key = ctypes.create_string_buffer(ctypes.sizeof(self._key_type))
-        following = ctypes.create_string_buffer(len(key))
-        first = True
-        while True:
-            attr = ctypes.create_string_buffer(
-                struct.pack(
-                    "<IIQQQ",
-                    self._fd,
-                    0,
-                    0 if first else ctypes.addressof(key),
-                    ctypes.addressof(following),
-                    0,
-                )
-            )
-            try:
-                bpf.call(bpf.MAP_GET_NEXT_KEY, attr)
-            except OSError as error:
-                if error.errno == errno.ENOENT:
-                    return
-                raise
-            first = False
-            ctypes.memmove(key, following, len(key))
-            yield self._key_type.from_buffer_copy(key)
-
     def items(self) -> Iterator[tuple[K, V]]:
         """Every element, a thousand a system call. Not for per-CPU maps."""
         key_size, value_size = len(self._key), len(self._value)
@@ -236,35 +205,33 @@ class Table(Generic[K, V]):
 
         On an error the elements before it are in the map.
         """
-        self._batch(bpf.MAP_UPDATE_BATCH, [(bytes(k), bytes(v)) for k, v in elements])
+        packed = [(bytes(k), bytes(v)) for k, v in elements]
+        for start in range(0, len(packed), _BATCH):
+            self._set_batch(packed[start : start + _BATCH])
 
     def remove_many(self, keys: Iterable[K]) -> None:
         """Delete many; those that are not there do not matter."""
         for key in keys:
             self.remove(key)
 
-    def _batch(self, command: int, elements: list[tuple[bytes, bytes]]) -> None:
-        for start in range(0, len(elements), _BATCH):
-            part = elements[start : start + _BATCH]
-            keys = ctypes.create_string_buffer(b"".join(k for k, _ in part))
-            values = ctypes.create_string_buffer(b"".join(v for _, v in part))
-            attr = ctypes.create_string_buffer(
-                struct.pack(
-                    "<QQQQIIQQ",
-                    0,
-                    0,
-                    ctypes.addressof(keys),
-                    ctypes.addressof(values),
-                    len(part),
-                    self._fd,
-                    0,
-                    0,
-                )
-            )
-            try:
-                bpf.call(command, attr)
-            except OSError as error:
-                raise self._full(error) from None
+    def _set_batch(self, part: list[tuple[bytes, bytes]]) -> None:
+        keys = ctypes.create_string_buffer(b"".join(k for k, _ in part))
+        values = ctypes.create_string_buffer(b"".join(v for _, v in part))
+        attr = bpf.create_attr(
+            "<QQQQIIQQ",
+            0,
+            0,
+            ctypes.addressof(keys),
+            ctypes.addressof(values),
+            len(part),
+            self._fd,
+            0,
+            0,
+        )
+        try:
+            bpf.call(bpf.MAP_UPDATE_BATCH, attr)
+        except OSError as error:
+            raise self._full(error) from None
 
     def count(self) -> int:
         """How many elements a hash or trie holds."""
