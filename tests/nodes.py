@@ -77,23 +77,19 @@ def ping(netns: Path, address: object, *options: object, count: int = 3, wait: f
     return int(match[1]) if match else 0
 
 
-class Sandbox:
-    """A slot with somebody attached."""
+class Host:
+    """Somebody with an interface in a namespace, and an address that others reach it by."""
 
-    def __init__(self, node: Node, slot: int, name: str, vni: int, address: str) -> None:
-        self.node = node
-        self.slot = slot
-        self.name = name
-        self.vni = vni
+    def __init__(self, bed: Bed, netns: Path, interface: str, address: str) -> None:
+        self.bed = bed
+        self.netns = netns
+        self.interface = interface
         self.address = address
-        self.netns = node.place.netns(slot)
-        self.endpoint = Endpoint(vni, IPv4Address(address), endpoint_mac(IPv4Address(address)))
-        self.attachment = node.plane.attach(slot, name, self.endpoint)
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket inside, closed when the test ends."""
         made = socket_in(self.netns, family, kind, protocol)
-        self.node.bed.keep(made)
+        self.bed.keep(made)
         return made
 
     def udp(self, port: int = 0) -> socket.socket:
@@ -105,13 +101,13 @@ class Sandbox:
         return made
 
     def capture(self) -> Capture:
-        """Everything that passes eth0 from now on."""
-        return self.node.bed.capture(self.netns, slots.GUEST_INTERFACE)
+        """Everything that passes the interface from now on."""
+        return self.bed.capture(self.netns, self.interface)
 
     def send_frame(self, frame: bytes) -> None:
-        """Put a frame on eth0 as it is."""
+        """Put a frame on the interface as it is."""
         with socket_in(self.netns, socket.AF_PACKET, socket.SOCK_RAW) as door:
-            door.bind((slots.GUEST_INTERFACE, 0))
+            door.bind((self.interface, 0))
             door.send(frame)
 
     def run(self, *words: object) -> str:
@@ -125,6 +121,19 @@ class Sandbox:
     def reaches(self, address: object) -> bool:
         """Whether any of three echo requests is answered; for when it should not be."""
         return ping(self.netns, address, wait=0.3) > 0
+
+
+class Sandbox(Host):
+    """A slot with somebody attached."""
+
+    def __init__(self, node: Node, slot: int, name: str, vni: int, address: str) -> None:
+        super().__init__(node.bed, node.place.netns(slot), slots.GUEST_INTERFACE, address)
+        self.node = node
+        self.slot = slot
+        self.name = name
+        self.vni = vni
+        self.endpoint = Endpoint(vni, IPv4Address(address), endpoint_mac(IPv4Address(address)))
+        self.attachment = node.plane.attach(slot, name, self.endpoint)
 
     def detach(self) -> dataplane.Counters:
         """Unbind the slot; it stays, to be destroyed."""
@@ -412,7 +421,7 @@ def set_features(netns: Path, interface: str, *words: str) -> None:
     run(*inside(netns, "ethtool", "-K", interface, *words))
 
 
-def send_tcp(source: Sandbox, target: Sandbox, data: bytes, to: str = "") -> str:
+def send_tcp(source: Host, target: Host, data: bytes, to: str = "") -> str:
     """Send all of it over one TCP connection; the SHA-256 of what arrived.
 
     Fails with a timeout when the stream stalls for five seconds.
