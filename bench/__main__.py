@@ -24,8 +24,13 @@ def arguments() -> argparse.Namespace:
     ):
         bench = benches.add_parser(name, help=text, description=text)
         bench.add_argument("--json", metavar="FILE", help="write the record here; - is stdout")
-        bench.add_argument("--rounds", type=int, default=rounds, metavar="N",
-                           help="rounds after the warm-up (default: %(default)s)")
+        bench.add_argument(
+            "--rounds",
+            type=int,
+            default=rounds,
+            metavar="N",
+            help="rounds after the warm-up (default: %(default)s)",
+        )
     return parser.parse_args()
 
 
@@ -49,8 +54,10 @@ def main() -> int:
         print(f"\nbench: {error}", file=sys.stderr)
         return Exit.FAILED
     except GeneveError as error:
-        print(f"\nbench: {error.message}" + (f" ({error.hint})" if error.hint else ""),
-              file=sys.stderr)
+        print(
+            f"\nbench: {error.message}" + (f" ({error.hint})" if error.hint else ""),
+            file=sys.stderr,
+        )
         return error.code.value.exit
     except KeyboardInterrupt:
         print("\nbench: stopped; everything it made is removed", file=sys.stderr)

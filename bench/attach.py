@@ -48,8 +48,9 @@ def library_attach(node: LibraryNode, cpu: int, samples: int) -> list[float]:
     calls = []
     for slot in node.indexes[:samples]:
         address = IPv4Address("10.1.0.0") + next(_hosts)
-        calls.append((slot, f"library-{next(_names)}",
-                      Endpoint(VNI, address, endpoint_mac(address))))
+        calls.append(
+            (slot, f"library-{next(_names)}", Endpoint(VNI, address, endpoint_mac(address)))
+        )
     try:
         gc.collect()
         gc.freeze()
@@ -167,37 +168,57 @@ def main(json_file: str | None, rounds: int) -> None:
             classic.verify(host, form)
 
         contestants = [
-            Contestant("attach.library", "us", OURS,
-                       partial(library_attach, library, second), OURS),
-            Contestant("attach.agent", "us", OURS,
-                       partial(agent_attach, served, second), OURS),
-            Contestant("attach.agent_one_cpu", "us", OURS,
-                       partial(agent_attach, served, first), OURS),
-            Contestant("attach.library_first", "us", 1,
-                       partial(library_attach, library, second), 1, 0),
-            Contestant("attach.agent_first", "us", 1,
-                       partial(agent_attach, served, second), 1, 0),
-            Contestant("classic.pooled_first", "us", 1,
-                       partial(classic.measure, host, classic.Pooled()), 1, 0),
-            Contestant(floor.row, "us", 200,
-                       lambda n: floor.measure(n, first, second)),
-            Contestant(f"{floor.row}_one_cpu", "us", 200,
-                       lambda n: floor.measure(n, first, first)),
+            Contestant(
+                "attach.library", "us", OURS, partial(library_attach, library, second), OURS
+            ),
+            Contestant("attach.agent", "us", OURS, partial(agent_attach, served, second), OURS),
+            Contestant(
+                "attach.agent_one_cpu", "us", OURS, partial(agent_attach, served, first), OURS
+            ),
+            Contestant(
+                "attach.library_first", "us", 1, partial(library_attach, library, second), 1, 0
+            ),
+            Contestant("attach.agent_first", "us", 1, partial(agent_attach, served, second), 1, 0),
+            Contestant(
+                "classic.pooled_first",
+                "us",
+                1,
+                partial(classic.measure, host, classic.Pooled()),
+                1,
+                0,
+            ),
+            Contestant(floor.row, "us", 200, lambda n: floor.measure(n, first, second)),
+            Contestant(f"{floor.row}_one_cpu", "us", 200, lambda n: floor.measure(n, first, first)),
             Contestant("make.slot", "us", 16, partial(slot_make, library)),
             *(
-                Contestant(form.name, "us", 8 if form.name == "classic.script" else 16,
-                           partial(classic.measure, host, form), 2)
+                Contestant(
+                    form.name,
+                    "us",
+                    8 if form.name == "classic.script" else 16,
+                    partial(classic.measure, host, form),
+                    2,
+                )
                 for form in classic.FORMS
             ),
         ]
         rows, restless = harness.take_turns(contestants, rounds)
     about["placement"] = {
-        "agent": first, "slot process": second, "caller": second,
-        "caller of attach.agent_one_cpu": first, "classic": "any CPU",
+        "agent": first,
+        "slot process": second,
+        "caller": second,
+        "caller of attach.agent_one_cpu": first,
+        "classic": "any CPU",
     }
     about["tunnel"] = {"ours": "geneve", "classic": kind}
-    harness.report("attach", about, rows, PAIRS, restless=restless, json_file=json_file,
-                   notes=notes(kind, floor))
+    harness.report(
+        "attach",
+        about,
+        rows,
+        PAIRS,
+        restless=restless,
+        json_file=json_file,
+        notes=notes(kind, floor),
+    )
 
 
 def notes(kind: str, floor: Floor) -> list[str]:

@@ -110,8 +110,9 @@ class Host:
         """Remove everything that was attached, all at once."""
         with entering(self.node.netns):
             # Fails when the group is empty.
-            subprocess.run(["ip", "link", "delete", "group", str(GROUP)],
-                           capture_output=True, check=False)
+            subprocess.run(
+                ["ip", "link", "delete", "group", str(GROUP)], capture_output=True, check=False
+            )
             for table in ("raw", "nat", "filter"):
                 run("iptables", "-t", table, "-F")
         while self.open_sockets:
@@ -142,13 +143,22 @@ class Script:
     text = "a shell script of `ip` and `iptables`, from its start to its end"
 
     def prepare(self, host: Host, tenant: Tenant) -> list[str]:
-        return ["/bin/sh", str(SCRIPT), str(tenant.number), tenant.namespace.name,
-                str(tenant.vni), tenant.network, host.kind, str(host.node.address),
-                str(host.peer.address), str(MTU), str(GROUP)]
+        return [
+            "/bin/sh",
+            str(SCRIPT),
+            str(tenant.number),
+            tenant.namespace.name,
+            str(tenant.vni),
+            tenant.network,
+            host.kind,
+            str(host.node.address),
+            str(host.peer.address),
+            str(MTU),
+            str(GROUP),
+        ]
 
     def attach(self, host: Host, tenant: Tenant, ahead: list[str]) -> None:
-        done = subprocess.run(ahead, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                              check=False)
+        done = subprocess.run(ahead, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
         if done.returncode:
             raise BenchError(f"classic.sh: {done.stderr.decode().strip()}")
 
@@ -249,27 +259,43 @@ class PooledAddress(Pooled):
 
     def attach(self, host: Host, tenant: Tenant, ahead: Any) -> None:
         add_tunnel(host, tenant)
-        host.netlink.addr("add", index=tenant.links[0], address=str(tenant.address(1)),
-                          prefixlen=24)
+        host.netlink.addr(
+            "add", index=tenant.links[0], address=str(tenant.address(1)), prefixlen=24
+        )
         ahead.addr("add", index=2, address=str(tenant.address(2)), prefixlen=24)
         ahead.route("add", dst="default", gateway=str(tenant.address(1)))
 
 
 FORMS: tuple[Form, ...] = (
-    Script(), Netlink(), NetlinkRaw(), PooledAddress(), Pooled(), PooledRaw(),
+    Script(),
+    Netlink(),
+    NetlinkRaw(),
+    PooledAddress(),
+    Pooled(),
+    PooledRaw(),
 )
 
 
-def make_bridge_and_veth(host: Host, tenant: Tenant, namespace: int, *,
-                         addresses: bool = True) -> None:
+def make_bridge_and_veth(
+    host: Host, tenant: Tenant, namespace: int, *, addresses: bool = True
+) -> None:
     """Bridge with the gateway's address, and the sandbox's veth in it, by pyroute2."""
     bridge, _, veth = tenant.links
     bridge_name, _, veth_name = tenant.names
-    host.netlink.link("add", index=bridge, ifname=bridge_name, kind="bridge", state="up",
-                      group=GROUP)
-    host.netlink.link("add", index=veth, ifname=veth_name, kind="veth", mtu=MTU, master=bridge,
-                      state="up", group=GROUP,
-                      peer={"ifname": "eth0", "mtu": MTU, "index": 2, "net_ns_fd": namespace})
+    host.netlink.link(
+        "add", index=bridge, ifname=bridge_name, kind="bridge", state="up", group=GROUP
+    )
+    host.netlink.link(
+        "add",
+        index=veth,
+        ifname=veth_name,
+        kind="veth",
+        mtu=MTU,
+        master=bridge,
+        state="up",
+        group=GROUP,
+        peer={"ifname": "eth0", "mtu": MTU, "index": 2, "net_ns_fd": namespace},
+    )
     if addresses:
         host.netlink.addr("add", index=bridge, address=str(tenant.address(1)), prefixlen=24)
 
@@ -280,17 +306,35 @@ def add_tunnel(host: Host, tenant: Tenant) -> None:
     if host.kind == "geneve":
         options = {"geneve_id": tenant.vni, "geneve_remote": str(host.peer.address)}
     else:
-        options = {"vxlan_id": tenant.vni, "vxlan_local": str(host.node.address),
-                   "vxlan_group": str(host.peer.address), "vxlan_port": 4789}
-    host.netlink.link("add", index=tunnel, ifname=tenant.names[1], kind=host.kind, mtu=MTU,
-                      master=bridge, state="up", group=GROUP, **options)
+        options = {
+            "vxlan_id": tenant.vni,
+            "vxlan_local": str(host.node.address),
+            "vxlan_group": str(host.peer.address),
+            "vxlan_port": 4789,
+        }
+    host.netlink.link(
+        "add",
+        index=tunnel,
+        ifname=tenant.names[1],
+        kind=host.kind,
+        mtu=MTU,
+        master=bridge,
+        state="up",
+        group=GROUP,
+        **options,
+    )
 
 
 def add_tunnel_raw(host: Host, tenant: Tenant) -> None:
     """The same without a library."""
     bridge, tunnel, _ = tenant.links
     host.raw.add_tunnel(
-        tunnel, tenant.names[1], GROUP, bridge, MTU, host.kind,
+        tunnel,
+        tenant.names[1],
+        GROUP,
+        bridge,
+        MTU,
+        host.kind,
         tunnel_data(host.kind, tenant.vni, host.node.address, host.peer.address),
     )
 
@@ -343,8 +387,22 @@ def verify(host: Host, form: Form) -> None:
         ahead = form.prepare(host, tenant)
         with entering(host.node.netns):
             form.attach(host, tenant, ahead)
-        run("ip", "link", "add", "responder", "mtu", str(MTU), "type", host.kind, "id",
-            str(tenant.vni), "remote", str(host.node.address), *options, netns=peer)
+        run(
+            "ip",
+            "link",
+            "add",
+            "responder",
+            "mtu",
+            str(MTU),
+            "type",
+            host.kind,
+            "id",
+            str(tenant.vni),
+            "remote",
+            str(host.node.address),
+            *options,
+            netns=peer,
+        )
         run("ip", "address", "add", f"{tenant.address(3)}/24", "dev", "responder", netns=peer)
         run("ip", "link", "set", "responder", "up", netns=peer)
         if not answers(tenant.namespace, tenant.address(3)):

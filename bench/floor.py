@@ -25,8 +25,12 @@ class Floor:
         self.program: Path | None = None
         if compiler:
             self.program = scratch / "floor"
-            done = subprocess.run([compiler, "-O2", "-o", self.program, SOURCE],
-                                  capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [compiler, "-O2", "-o", self.program, SOURCE],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if done.returncode:
                 raise BenchError(f"floor.c does not compile: {done.stderr.strip()}")
 
@@ -39,8 +43,12 @@ class Floor:
         """Round trips in microseconds."""
         if not self.program:
             return measure_in_python(samples, server_cpu, client_cpu)
-        done = subprocess.run([self.program, str(server_cpu), str(client_cpu), str(samples)],
-                              capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [self.program, str(server_cpu), str(client_cpu), str(samples)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             raise BenchError(f"the echo for socket.floor ended with status {done.returncode}")
         return [int(line) / 1e3 for line in done.stdout.split()]

@@ -137,11 +137,12 @@ def take_turns(
     for number in range(rounds + 1):
         ordered = contestants if number % 2 == 0 else contestants[::-1]
         for each in ordered:
-            progress.step(f"round {number} of {rounds}: {each.name}" if number
-                          else f"warm-up: {each.name}")
+            progress.step(
+                f"round {number} of {rounds}: {each.name}" if number else f"warm-up: {each.name}"
+            )
             restless += not settle()
             samples = each.batch if number else each.warm_up
-            taken = each.measure(samples + each.lead_in)[each.lead_in:]
+            taken = each.measure(samples + each.lead_in)[each.lead_in :]
             if number:
                 rows[each.name].rounds.append(taken)
     progress.finish()
@@ -154,9 +155,7 @@ def ratios(rows: Mapping[str, Row], pairs: Sequence[tuple[str, str]]) -> dict[st
     for one, other in pairs:
         if one not in rows or other not in rows:
             continue
-        by_round = [
-            a / b for a, b in zip(rows[one].medians, rows[other].medians, strict=False)
-        ]
+        by_round = [a / b for a, b in zip(rows[one].medians, rows[other].medians, strict=False)]
         found[f"{one}/{other}"] = Ratio(
             value=median(rows[one].samples) / median(rows[other].samples),
             low=min(by_round),
@@ -176,9 +175,8 @@ def table(rows: Sequence[Row], found: Mapping[str, Ratio]) -> str:
     """The result for people: a line per row, then a line per ratio."""
     width = max([len(row.name) for row in rows] + [len(name) for name in found] + [12])
     lines = [
-        f"{'':{width}}  {'unit':7}{'n':>6}" + "".join(
-            f"{head:>10}" for head in ("min", "p50", "p90", "p99", "max", "spread")
-        )
+        f"{'':{width}}  {'unit':7}{'n':>6}"
+        + "".join(f"{head:>10}" for head in ("min", "p50", "p90", "p99", "max", "spread"))
     ]
     for row in rows:
         ordered = sorted(row.samples)
@@ -189,8 +187,11 @@ def table(rows: Sequence[Row], found: Mapping[str, Ratio]) -> str:
             + f"{row.spread:>9.0%}"
         )
     if found:
-        lines += ["", f"{'ratio of medians':{width}}  {'':7}{'':6}{'':10}{'all':>10}"
-                      f"{'lowest and highest round':>30}"]
+        lines += [
+            "",
+            f"{'ratio of medians':{width}}  {'':7}{'':6}{'':10}{'all':>10}"
+            f"{'lowest and highest round':>30}",
+        ]
         for name, ratio in found.items():
             lines.append(
                 f"{name:{width}}  {'':7}{'':6}{'':10}{number(ratio.value):>10}"
@@ -235,14 +236,20 @@ def report(
     taken = [row for row in rows.values() if row.rounds]
     found = ratios(rows, pairs)
     out = sys.stderr if json_file == "-" else sys.stdout
-    print(f"{bench}, on {about['cpu']}, {about['cores']} cores, Linux {about['kernel']}, "
-          f"load {about['load_before']} before and {about['load_after']} after\n", file=out)
+    print(
+        f"{bench}, on {about['cpu']}, {about['cores']} cores, Linux {about['kernel']}, "
+        f"load {about['load_before']} before and {about['load_after']} after\n",
+        file=out,
+    )
     print(table(taken, found), file=out)
     for note in notes:
         print(f"- {note}", file=out)
     if restless:
-        print(f"- The machine was busy before {restless} batches: the result may be unstable. "
-              "Stop what else runs, and repeat.", file=out)
+        print(
+            f"- The machine was busy before {restless} batches: the result may be unstable. "
+            "Stop what else runs, and repeat.",
+            file=out,
+        )
     text = json.dumps(as_json(bench, about, taken, found), indent=1)
     if json_file == "-":
         print(text)

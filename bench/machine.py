@@ -61,7 +61,10 @@ def commit() -> str:
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty=+"],
-            cwd=REPOSITORY, capture_output=True, text=True, check=True,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""

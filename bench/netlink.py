@@ -40,8 +40,9 @@ def u32(kind: int, value: int) -> bytes:
 
 def link_header(index: int = 0, *, up: bool = False) -> bytes:
     """struct ifinfomsg."""
-    return struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, IFF_UP if up else 0,
-                       IFF_UP if up else 0)
+    return struct.pack(
+        "=BxHiII", socket.AF_UNSPEC, 0, index, IFF_UP if up else 0, IFF_UP if up else 0
+    )
 
 
 def link_info(kind: str, data: bytes = b"") -> bytes:
@@ -57,8 +58,12 @@ def tunnel_data(kind: str, vni: int, local: IPv4Address, remote: IPv4Address) ->
     if kind == "geneve":  # IFLA_GENEVE_ID, _REMOTE, _PORT
         return u32(1, vni) + attribute(2, remote.packed) + attribute(5, struct.pack(">H", 6081))
     # IFLA_VXLAN_ID, _GROUP, _LOCAL, _PORT
-    return (u32(1, vni) + attribute(2, remote.packed) + attribute(4, local.packed)
-            + attribute(15, struct.pack(">H", 4789)))
+    return (
+        u32(1, vni)
+        + attribute(2, remote.packed)
+        + attribute(4, local.packed)
+        + attribute(15, struct.pack(">H", 4789))
+    )
 
 
 class RouteSocket:
@@ -83,24 +88,47 @@ class RouteSocket:
 
     def add_bridge(self, index: int, name: str, group: int) -> None:
         """A bridge, up."""
-        self.ask(RTM_NEWLINK, link_header(index, up=True) + text(IFLA_IFNAME, name)
-                 + u32(IFLA_GROUP, group) + link_info("bridge"))
+        self.ask(
+            RTM_NEWLINK,
+            link_header(index, up=True)
+            + text(IFLA_IFNAME, name)
+            + u32(IFLA_GROUP, group)
+            + link_info("bridge"),
+        )
 
-    def add_tunnel(self, index: int, name: str, group: int, master: int, mtu: int,
-                   kind: str, data: bytes) -> None:
+    def add_tunnel(
+        self, index: int, name: str, group: int, master: int, mtu: int, kind: str, data: bytes
+    ) -> None:
         """A tunnel device, a port of the bridge `master`, up: one message."""
-        self.ask(RTM_NEWLINK, link_header(index, up=True) + text(IFLA_IFNAME, name)
-                 + u32(IFLA_MTU, mtu) + u32(IFLA_MASTER, master) + u32(IFLA_GROUP, group)
-                 + link_info(kind, data))
+        self.ask(
+            RTM_NEWLINK,
+            link_header(index, up=True)
+            + text(IFLA_IFNAME, name)
+            + u32(IFLA_MTU, mtu)
+            + u32(IFLA_MASTER, master)
+            + u32(IFLA_GROUP, group)
+            + link_info(kind, data),
+        )
 
-    def add_veth(self, index: int, name: str, group: int, master: int, mtu: int,
-                 namespace: int) -> None:
+    def add_veth(
+        self, index: int, name: str, group: int, master: int, mtu: int, namespace: int
+    ) -> None:
         """A veth in the bridge `master`, up, whose peer is link 2, eth0, in `namespace`."""
-        peer = (link_header(2) + text(IFLA_IFNAME, "eth0") + u32(IFLA_MTU, mtu)
-                + u32(IFLA_NET_NS_FD, namespace))
-        self.ask(RTM_NEWLINK, link_header(index, up=True) + text(IFLA_IFNAME, name)
-                 + u32(IFLA_MTU, mtu) + u32(IFLA_MASTER, master) + u32(IFLA_GROUP, group)
-                 + link_info("veth", attribute(VETH_INFO_PEER | NESTED, peer)))
+        peer = (
+            link_header(2)
+            + text(IFLA_IFNAME, "eth0")
+            + u32(IFLA_MTU, mtu)
+            + u32(IFLA_NET_NS_FD, namespace)
+        )
+        self.ask(
+            RTM_NEWLINK,
+            link_header(index, up=True)
+            + text(IFLA_IFNAME, name)
+            + u32(IFLA_MTU, mtu)
+            + u32(IFLA_MASTER, master)
+            + u32(IFLA_GROUP, group)
+            + link_info("veth", attribute(VETH_INFO_PEER | NESTED, peer)),
+        )
 
     def set_up(self, index: int) -> None:
         """Bring a link up."""
@@ -108,11 +136,19 @@ class RouteSocket:
 
     def add_address(self, index: int, address: IPv4Address, length: int = 24) -> None:
         """Give a link an address."""
-        self.ask(RTM_NEWADDR, struct.pack("=BBBBi", socket.AF_INET, length, 0, 0, index)
-                 + attribute(IFA_LOCAL, address.packed) + attribute(IFA_ADDRESS, address.packed))
+        self.ask(
+            RTM_NEWADDR,
+            struct.pack("=BBBBi", socket.AF_INET, length, 0, 0, index)
+            + attribute(IFA_LOCAL, address.packed)
+            + attribute(IFA_ADDRESS, address.packed),
+        )
 
     def add_default_route(self, gateway: IPv4Address) -> None:
         """0.0.0.0/0 through `gateway`."""
-        self.ask(RTM_NEWROUTE, struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN,
-                                           RTPROT_BOOT, 0, RTN_UNICAST, 0)
-                 + attribute(RTA_GATEWAY, gateway.packed))
+        self.ask(
+            RTM_NEWROUTE,
+            struct.pack(
+                "=BBBBBBBBI", socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0
+            )
+            + attribute(RTA_GATEWAY, gateway.packed),
+        )

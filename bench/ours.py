@@ -60,8 +60,9 @@ class Agent:
 
         def at_rest() -> bool:
             slots = self.get("/v1/node")["slots"]
-            return bool(slots["ready"] >= slots["target"]
-                        and not slots["making"] and not slots["retiring"])
+            return bool(
+                slots["ready"] >= slots["target"] and not slots["making"] and not slots["retiring"]
+            )
 
         eventually(at_rest, f"the slots of node {self.settings.name}")
 
@@ -93,14 +94,21 @@ def run_root() -> Iterator[Path]:
 def settings_of(node: Node, name: str, root: Path, slots: int) -> NodeSettings:
     """A node's settings; nothing of it lies outside `root`."""
     return NodeSettings(
-        name=name, vtep=node.address, uplinks=(UNDERLAY,), netns=node.netns, run_root=root,
-        state_root=root / "state", slots=slots, metrics_listen="",
+        name=name,
+        vtep=node.address,
+        uplinks=(UNDERLAY,),
+        netns=node.netns,
+        run_root=root,
+        state_root=root / "state",
+        slots=slots,
+        metrics_listen="",
     )
 
 
 @contextmanager
-def agent(node: Node, name: str, root: Path, slots: int,
-          placement: Placement | None = None) -> Iterator[Agent]:
+def agent(
+    node: Node, name: str, root: Path, slots: int, placement: Placement | None = None
+) -> Iterator[Agent]:
     """An agent that serves, with all its slots ready."""
     settings = settings_of(node, name, root, slots)
     config = root / f"{name}.toml"
@@ -108,9 +116,19 @@ def agent(node: Node, name: str, root: Path, slots: int,
     log = root / f"{name}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from geneve_ebpf.cli import main; main()",
-             "agent", "run", "--config", str(config)],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            [
+                sys.executable,
+                "-c",
+                "from geneve_ebpf.cli import main; main()",
+                "agent",
+                "run",
+                "--config",
+                str(config),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
             preexec_fn=end_with_parent,
         )
     with AgentClient(settings.run_directory / "api.sock") as client:
@@ -167,8 +185,10 @@ def agents(name: str, slots: int) -> Iterator[tuple[Agent, Agent]]:
     with ExitStack() as stack:
         left, right = stack.enter_context(two_nodes(name))
         root = stack.enter_context(run_root())
-        yield (stack.enter_context(agent(left, "left", root, slots)),
-               stack.enter_context(agent(right, "right", root, slots)))
+        yield (
+            stack.enter_context(agent(left, "left", root, slots)),
+            stack.enter_context(agent(right, "right", root, slots)),
+        )
 
 
 def connect(pair: Sequence[Agent], vpc: str, vni: int) -> None:
@@ -259,10 +279,19 @@ def library_node(node: Node, root: Path, slot_cpu: int | None) -> Iterator[Libra
         log = root / "slots.log"
         with near, log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "geneve_ebpf.agent.slot_process",
-                 "--settings-json", settings.as_json()],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-                preexec_fn=take_place, pass_fds=(3,),
+                [
+                    sys.executable,
+                    "-m",
+                    "geneve_ebpf.agent.slot_process",
+                    "--settings-json",
+                    settings.as_json(),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=take_place,
+                pass_fds=(3,),
             )
             far.close()
             made = LibraryNode(node, settings, plane, process, near)

@@ -72,7 +72,9 @@ def stream(bed: Bed, cpus: tuple[int, int]) -> float:
     python = [sys.executable, "-S", "-E", str(STREAM)]
     receiver = subprocess.Popen(
         [*python, "receive", str(bed.receiver), str(cpus[1]), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     sender = None
     try:
@@ -80,7 +82,8 @@ def stream(bed: Bed, cpus: tuple[int, int]) -> float:
         if receiver.stdout.readline() == "listening\n":
             sender = subprocess.Popen(
                 [*python, "send", str(bed.sender), str(cpus[0]), *arguments],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
         out, errors = receiver.communicate(timeout=SECONDS + WARM_UP + 30)
         if receiver.returncode:
@@ -111,8 +114,10 @@ def measured(bed: Bed, cpus: tuple[int, int], superpackets: bool, samples: int) 
         if octets < least:
             raise BenchError(f"{bed.wire[1]} sent {octets} bytes, fewer than were received")
         if superpackets == (octets / packets <= FRAME):
-            raise BenchError(f"{octets // packets} bytes a packet on {bed.wire[1]}: superpackets "
-                             f"are not {'on' if superpackets else 'off'}")
+            raise BenchError(
+                f"{octets // packets} bytes a packet on {bed.wire[1]}: superpackets "
+                f"are not {'on' if superpackets else 'off'}"
+            )
         after(least)
     return taken
 
@@ -138,8 +143,24 @@ def bare_veth() -> Iterator[Bed]:
     """Two namespaces and one veth: the limit. Without superpackets it segments
     as the others must (TSO off) and receives as well as a veth can (GRO on)."""
     with namespace("bare-left") as left, namespace("bare-right") as right:
-        run("ip", "link", "add", "eth0", "mtu", str(MTU), "type", "veth",
-            "peer", "name", "eth0", "mtu", str(MTU), "netns", right.name, netns=left)
+        run(
+            "ip",
+            "link",
+            "add",
+            "eth0",
+            "mtu",
+            str(MTU),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "mtu",
+            str(MTU),
+            "netns",
+            right.name,
+            netns=left,
+        )
         for number, netns in enumerate((left, right), 1):
             run("ip", "address", "add", f"10.0.0.{number}/24", "dev", "eth0", netns=netns)
             run("ip", "link", "set", "eth0", "up", netns=netns)
@@ -148,8 +169,9 @@ def bare_veth() -> Iterator[Bed]:
             for netns in (left, right):
                 set_offloads(netns, "eth0", tso=on, gro=not on)
 
-        yield Bed(left, right, IPv4Address("10.0.0.2"), (left, "eth0"), switch,
-                  lambda: lambda _: None)
+        yield Bed(
+            left, right, IPv4Address("10.0.0.2"), (left, "eth0"), switch, lambda: lambda _: None
+        )
 
 
 @contextmanager
@@ -164,15 +186,48 @@ def vxlan_bridge() -> Iterator[Bed]:
             sandbox = stack.enter_context(namespace(f"vxlan-s{number}"))
             sandboxes.append(sandbox)
             here = node.netns
-            run("ip", "link", "add", "bridge", "type", "bridge", "nf_call_iptables", "0",
-                netns=here)
+            run(
+                "ip", "link", "add", "bridge", "type", "bridge", "nf_call_iptables", "0", netns=here
+            )
             if Path("/proc/sys/net/bridge").exists():
                 run("sysctl", "-q", "-w", "net.bridge.bridge-nf-call-iptables=0", netns=here)
-            run("ip", "link", "add", "tunnel", "mtu", str(MTU), "type", "vxlan", "id", str(VNI),
-                "local", str(node.address), "remote", str(other.address), "dstport", "4789",
-                netns=here)
-            run("ip", "link", "add", "host", "mtu", str(MTU), "type", "veth",
-                "peer", "name", "eth0", "mtu", str(MTU), "netns", sandbox.name, netns=here)
+            run(
+                "ip",
+                "link",
+                "add",
+                "tunnel",
+                "mtu",
+                str(MTU),
+                "type",
+                "vxlan",
+                "id",
+                str(VNI),
+                "local",
+                str(node.address),
+                "remote",
+                str(other.address),
+                "dstport",
+                "4789",
+                netns=here,
+            )
+            run(
+                "ip",
+                "link",
+                "add",
+                "host",
+                "mtu",
+                str(MTU),
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "mtu",
+                str(MTU),
+                "netns",
+                sandbox.name,
+                netns=here,
+            )
             for link in ("tunnel", "host"):
                 run("ip", "link", "set", link, "master", "bridge", "up", netns=here)
             run("ip", "link", "set", "bridge", "up", netns=here)
@@ -189,9 +244,14 @@ def vxlan_bridge() -> Iterator[Bed]:
 
             return after
 
-        yield Bed(sandboxes[0], sandboxes[1], IPv4Address("10.0.0.2"),
-                  (nodes[0].netns, UNDERLAY),
-                  underlay_switch(*(node.netns for node in nodes)), check)
+        yield Bed(
+            sandboxes[0],
+            sandboxes[1],
+            IPv4Address("10.0.0.2"),
+            (nodes[0].netns, UNDERLAY),
+            underlay_switch(*(node.netns for node in nodes)),
+            check,
+        )
 
 
 @contextmanager
@@ -199,8 +259,10 @@ def ours() -> Iterator[Bed]:
     """Two agents, a sandbox on each."""
     with agents("tcp", slots=2) as pair:
         connect(pair, "bench", VNI)
-        places = [agent.attach(f"tcp-{number}", "bench", f"10.{number}.0.5")
-                  for number, agent in enumerate(pair, 1)]
+        places = [
+            agent.attach(f"tcp-{number}", "bench", f"10.{number}.0.5")
+            for number, agent in enumerate(pair, 1)
+        ]
         for place in places:
             if place["guest"]["mtu"] != MTU:
                 raise BenchError(f"a sandbox's MTU is {place['guest']['mtu']}, the others' {MTU}")
@@ -215,16 +277,22 @@ def ours() -> Iterator[Bed]:
                 received = now[1]["rx_remote"] - before[1]["rx_remote"]
                 dropped = sum(now[n]["drops"] - before[n]["drops"] for n in (0, 1))
                 if sent < least or received < least:
-                    raise BenchError(f"our programs carried {sent} and {received} bytes, "
-                                     f"not {least}")
+                    raise BenchError(
+                        f"our programs carried {sent} and {received} bytes, not {least}"
+                    )
                 if dropped:
                     raise BenchError(f"our programs dropped {dropped} packets meanwhile")
 
             return after
 
-        yield Bed(Path(places[0]["slot"]["netns"]), Path(places[1]["slot"]["netns"]),
-                  IPv4Address("10.2.0.5"), (left.node.netns, UNDERLAY),
-                  underlay_switch(left.node.netns, right.node.netns), check)
+        yield Bed(
+            Path(places[0]["slot"]["netns"]),
+            Path(places[1]["slot"]["netns"]),
+            IPv4Address("10.2.0.5"),
+            (left.node.netns, UNDERLAY),
+            underlay_switch(left.node.netns, right.node.netns),
+            check,
+        )
 
 
 def totals(agent: Agent, sandbox: str) -> dict[str, int]:
@@ -240,7 +308,8 @@ def totals(agent: Agent, sandbox: str) -> dict[str, int]:
 BEDS = {"ours": ours, "vxlan_bridge": vxlan_bridge, "bare_veth": bare_veth}
 PAIRS = [
     (f"{work}.ours", f"{work}.{other}")
-    for work in ("tcp1", "tcp1_superpackets") for other in ("vxlan_bridge", "bare_veth")
+    for work in ("tcp1", "tcp1_superpackets")
+    for other in ("vxlan_bridge", "bare_veth")
 ]
 NOTES = (
     f"Gbit/s of TCP payload, {SECONDS:.0f} s a sample after {WARM_UP} s that are not counted.",
@@ -261,8 +330,12 @@ def main(json_file: str | None, rounds: int, names: list[str]) -> None:
         beds = {name: stack.enter_context(BEDS[name]()) for name in names}
         contestants = [
             Contestant(
-                f"{'tcp1_superpackets' if superpackets else 'tcp1'}.{name}", "Gbit/s", 1,
-                partial(measured, bed, cpus, superpackets), 1, 0,
+                f"{'tcp1_superpackets' if superpackets else 'tcp1'}.{name}",
+                "Gbit/s",
+                1,
+                partial(measured, bed, cpus, superpackets),
+                1,
+                0,
             )
             for superpackets in (False, True)
             for name, bed in beds.items()
@@ -273,14 +346,18 @@ def main(json_file: str | None, rounds: int, names: list[str]) -> None:
         about["offloads"] = {f"tcp1.{name}": offloads(*bed.wire) for name, bed in beds.items()}
         rows, restless = harness.take_turns(contestants, rounds)
     about["tunnel"] = {"ours": "geneve", "vxlan_bridge": "vxlan"}
-    harness.report("tcp", about, rows, PAIRS, restless=restless, notes=NOTES,
-                   json_file=json_file)
+    harness.report("tcp", about, rows, PAIRS, restless=restless, notes=NOTES, json_file=json_file)
 
 
 def offloads(netns: Path, interface: str) -> dict[str, str]:
     """What ethtool says of the features that decide a stream's rate."""
-    wanted = {"tcp-segmentation-offload", "generic-segmentation-offload",
-              "generic-receive-offload", "tx-checksumming", *TUNNEL_SEGMENTATION}
+    wanted = {
+        "tcp-segmentation-offload",
+        "generic-segmentation-offload",
+        "generic-receive-offload",
+        "tx-checksumming",
+        *TUNNEL_SEGMENTATION,
+    }
     found = {}
     for line in run("ethtool", "-k", interface, netns=netns).splitlines():
         name, _, value = line.strip().partition(": ")

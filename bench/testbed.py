@@ -129,9 +129,24 @@ def two_nodes(name: str) -> Iterator[tuple[Node, Node]]:
     with ExitStack() as stack:
         left = Node(stack.enter_context(namespace(f"{name}-left")), LEFT)
         right = Node(stack.enter_context(namespace(f"{name}-right")), RIGHT)
-        run("ip", "link", "add", UNDERLAY, "mtu", str(UNDERLAY_MTU), "type", "veth",
-            "peer", "name", UNDERLAY, "mtu", str(UNDERLAY_MTU), "netns", right.netns.name,
-            netns=left.netns)
+        run(
+            "ip",
+            "link",
+            "add",
+            UNDERLAY,
+            "mtu",
+            str(UNDERLAY_MTU),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            UNDERLAY,
+            "mtu",
+            str(UNDERLAY_MTU),
+            "netns",
+            right.netns.name,
+            netns=left.netns,
+        )
         for node in (left, right):
             run("ip", "address", "add", f"{node.address}/24", "dev", UNDERLAY, netns=node.netns)
             run("ip", "link", "set", UNDERLAY, "up", netns=node.netns)
@@ -140,9 +155,10 @@ def two_nodes(name: str) -> Iterator[tuple[Node, Node]]:
 
 def answers(netns: Path, address: IPv4Address, timeout: float = 3.0) -> bool:
     """Whether `address` answers a ping that is sent from `netns`, within `timeout` s."""
-    with entering(netns), socket.socket(
-        socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP
-    ) as ping:
+    with (
+        entering(netns),
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as ping,
+    ):
         ping.settimeout(0.1)
         end = time.monotonic() + timeout
         identifier = os.getpid() & 0xFFFF
@@ -187,8 +203,19 @@ def tunnel_kind() -> str:
     """`geneve` where this kernel can make such a device, else `vxlan`."""
     with namespace("probe") as netns:
         try:
-            run("ip", "link", "add", "probe", "type", "geneve", "id", "1", "remote", str(RIGHT),
-                netns=netns)
+            run(
+                "ip",
+                "link",
+                "add",
+                "probe",
+                "type",
+                "geneve",
+                "id",
+                "1",
+                "remote",
+                str(RIGHT),
+                netns=netns,
+            )
         except BenchError:
             return "vxlan"
         return "geneve"

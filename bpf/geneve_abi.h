@@ -20,24 +20,37 @@
 #define MAX_VPCS 65536
 #define SANDBOX_NAME_SIZE 64	/* 63 characters and a zero */
 
+/* Either family: IPv4 as ::ffff:a.b.c.d (RFC 4291 section 2.5.5.2), so that a
+ * table holds both and one look-up finds either.
+ */
+struct address {
+	__be32 word[4];
+};
+
 /* One row: what holds for every packet of the node. */
 struct node_config {
-	__be32 vtep;		/* our outer address */
-	__be32 guest_address;	/* what every sandbox has on eth0 */
-	__be32 gateway_address;	/* the one address it may ask ARP for */
+	struct address vtep;		/* our outer address, of the underlay's family */
+	struct address guest_address6;	/* what every sandbox has on eth0 */
+	struct address gateway_address6; /* link-local: it may solicit this one */
+	__be32 guest_address;		/* likewise, IPv4 */
+	__be32 gateway_address;		/* the one address it may ask ARP for */
+	__be32 guest_netmask;		/* offered by DHCP */
+	__be32 dns[2];			/* offered by DHCP; 0: none */
 	__u32 fib_ifindex;	/* "received on" in underlay route look-ups */
+	__u32 csum_flags6;	/* of bpf_l4_csum_replace for an IPv6 address */
 	__be16 udp_port;	/* Geneve, both ways */
 	__u8 guest_mac[6];
 	__u8 gateway_mac[6];
 	__u8 pad[2];
 };
 
-/* One row, mapped into user space: what the writers count. */
+/* One row, mapped into user space: what the writers count, and uplink_rx keeps. */
 struct node_state {
 	__u64 generation;	/* the last one given to a binding */
 	__u64 fold_sequence;	/* odd while counters move from slot to VPC */
 	__u32 next_nexthop;	/* id for the next new next hop */
 	__u32 slot_mtu;		/* bytes, of eth0 in a slot */
+	__u64 path_mtu_until;	/* ns since boot: until then some VTEP's path MTU holds */
 };
 
 /* The numbers are stored in bindings.state. */
@@ -56,7 +69,7 @@ enum slot_state {
 struct binding {
 	__u64 generation;	/* 0: unbound */
 	__u32 vni;
-	__be32 address;		/* in the VPC */
+	__be32 address;		/* in the VPC; 0: none */
 	__u8 mac[6];		/* in the VPC */
 	__u8 pad[2];
 	__u32 state;		/* enum slot_state */
@@ -64,12 +77,12 @@ struct binding {
 	__u32 pad2;
 	__u64 attached_at;	/* ns since the epoch */
 	char sandbox[SANDBOX_NAME_SIZE];
-	__u8 reserved[16];	/* a whole binding is two cache lines */
+	struct address address6; /* in the VPC; all zero: none */
 };
 
 struct endpoint_key {
 	__u32 vni;
-	__be32 address;
+	struct address address;
 };
 
 /* Where an address of a VPC lives on this node. Its generation must be the
@@ -83,15 +96,15 @@ struct endpoint {
 
 /* The trie compares bits from the first byte on: the VNI always whole. */
 struct route_key {
-	__u32 prefix_length;	/* 32 for the VNI, and the prefix's own */
+	__u32 prefix_length;	/* 32 for the VNI, 96 before IPv4, and the prefix's own */
 	__u32 vni;
-	__be32 address;
+	struct address address;
 };
 
-/* The same, for prefixes of 32 bits: a hash, four times faster when cold. */
+/* The same, for whole addresses: a hash, four times faster when cold. */
 struct host_key {
 	__u32 vni;
-	__be32 address;
+	struct address address;
 };
 
 enum route_kind {
@@ -107,7 +120,7 @@ struct route {
 
 /* A table of its own, so that a node that moves is one write. */
 struct nexthop {
-	__be32 vtep;
+	struct address vtep;
 	__u32 mtu;		/* bytes of an outer packet; 0: the kernel's route says */
 	__u8 mac[6];		/* inner destination */
 	__u8 pad[2];
@@ -117,6 +130,9 @@ struct nexthop {
 struct vtep {
 	__u32 mtu;		/* bytes of an outer packet; 0: the kernel's route says */
 	__u32 merged;		/* kept by uplink_rx: not 0 while GSO frames come from it */
+	__u32 path_mtu;		/* likewise: what a hop on the way said that it carries */
+	__u32 pad;
+	__u64 path_mtu_until;	/* ns since boot */
 };
 
 struct traffic {
@@ -150,11 +166,11 @@ enum direction {
 	X(3, NO_SLOT, resource, "the interface belongs to no slot") \
 	X(4, UNBOUND, policy, "no sandbox is attached to the slot") \
 	X(5, SHORT_FRAME, invalid, "the frame ends inside a header it announces") \
-	X(6, NOT_IPV4, policy, "the payload is neither IPv4 nor an ARP request we know") \
+	X(6, NOT_IP, policy, "the payload is neither IP nor ARP") \
 	X(7, ARP_REFUSED, policy, "an ARP message other than a request that we answer") \
 	X(8, SPOOFED_MAC, policy, "the source MAC is not the sandbox's own") \
 	X(9, SPOOFED_ADDRESS, policy, "the source address is not the sandbox's own") \
-	X(10, BAD_IP_HEADER, invalid, "version, header length or total length of the inner IP header is wrong") \
+	X(10, BAD_IP_HEADER, invalid, "version or a length in the inner IP header is wrong") \
 	X(11, NOT_UNICAST, policy, "the destination is broadcast, multicast, loopback or nothing") \
 	X(12, NO_ROUTE, unreachable, "the VPC has no route to the destination") \
 	X(13, BLACKHOLE, policy, "the VPC's route to the destination is a blackhole") \
@@ -166,14 +182,23 @@ enum direction {
 	X(19, NO_ROOM, resource, "the kernel refused to grow or shrink the packet") \
 	X(20, NO_REWRITE, resource, "the kernel refused to rewrite a header") \
 	X(21, OUTER_FRAGMENT, invalid, "the outer packet is a fragment") \
-	X(22, OUTER_OPTIONS, invalid, "the outer IP header has options") \
+	X(22, OUTER_OPTIONS, invalid, "the outer IP header has options or extension headers") \
 	X(23, GENEVE_VERSION, invalid, "the Geneve version is not 0") \
 	X(24, GENEVE_CONTROL, policy, "a Geneve control packet (O bit), which no sandbox may see") \
 	X(25, GENEVE_CRITICAL, invalid, "a critical Geneve option, none of which we know") \
-	X(26, GENEVE_PROTOCOL, invalid, "the Geneve payload is not Ethernet") \
+	X(26, GENEVE_PROTOCOL, invalid, "the Geneve payload is neither Ethernet nor IP") \
 	X(27, INNER_LENGTH, invalid, "a merged frame holds more than one inner packet") \
 	X(28, MERGED_UDP, resource, "a UDP GSO frame came through the tunnel whole, and the kernel cannot take it apart any more") \
-	X(29, HOST_FRAME, policy, "a program of the host sent into a sandbox's interface")
+	X(29, HOST_FRAME, policy, "a program of the host sent into a sandbox's interface") \
+	X(30, ND_REFUSED, policy, "a neighbour discovery message other than one that we answer") \
+	X(31, NO_ADDRESS, policy, "the sandbox has no address of this family in its VPC") \
+	X(32, GENEVE_OPTIONS, invalid, "the Geneve options do not add up to the announced length") \
+	X(33, OUTER_CHECKSUM, invalid, "the outer UDP or IPv4 header checksum is wrong") \
+	X(34, OUTER_LENGTH, invalid, "the lengths of the outer IP and UDP headers contradict the frame or each other") \
+	X(35, ECN_INVALID, invalid, "the underlay marked congestion on a packet that does not take part in ECN") \
+	X(36, EXTENSION_HEADER, policy, "an inner IPv6 extension header that could hide the destination, or too many") \
+	X(37, DHCP_REFUSED, policy, "a DHCP message other than one that we answer") \
+	X(38, GROUP_MEMBERSHIP, policy, "IGMP or MLD from a sandbox, which nobody is there to hear")
 
 enum drop_reason {
 #define X(number, name, class, text) DROP_##name = number,
@@ -186,7 +211,14 @@ enum drop_reason {
 #define EVENTS(X) \
 	X(0, UNKNOWN_VTEP, "Geneve for our VTEP from a sender that is no known VTEP, passed on untouched") \
 	X(1, ARP_ANSWERED, "a sandbox asked for its gateway's MAC and got it") \
-	X(2, WIRE_ARP_ANSWERED, "a peer asked through the tunnel for a sandbox's MAC and got it")
+	X(2, WIRE_ARP_ANSWERED, "a peer asked through the tunnel for a sandbox's MAC and got it") \
+	X(3, ND_ANSWERED, "a sandbox solicited its gateway's MAC and got it") \
+	X(4, WIRE_ND_ANSWERED, "a peer solicited a sandbox's MAC through the tunnel and got it") \
+	X(5, ROUTER_ANSWERED, "a sandbox solicited a router and got its advertisement") \
+	X(6, DHCP_ANSWERED, "a sandbox asked for its configuration by DHCP and got an answer") \
+	X(7, TOO_BIG_SENT, "a sandbox was told that its packet was too big for the way") \
+	X(8, PATH_MTU_LEARNED, "a hop of the underlay said that our packets are too big for it") \
+	X(9, MSS_CLAMPED, "the segment size in a sandbox's TCP handshake was lowered to what the way carries")
 
 enum event_kind {
 #define X(number, name, text) EVENT_##name = number,

@@ -43,11 +43,11 @@ static inline int answer_arp(struct __sk_buff *skb,
 /* The most specific route: whole addresses first, they are cheapest to find. */
 static inline struct route *find_route(__u32 vni, __be32 address)
 {
-	struct host_key host = { .vni = vni, .address = address };
+	struct host_key host = { .vni = vni, .address = from_ipv4(address) };
 	struct route_key key = {
-		.prefix_length = 64,
+		.prefix_length = 160,
 		.vni = vni,
-		.address = address,
+		.address = from_ipv4(address),
 	};
 	struct route *route = routes_exact.lookup(&host);
 
@@ -104,7 +104,7 @@ static inline int send_remote(struct __sk_buff *skb,
 		return drop(skb, DIRECTION_TX, DROP_NO_NEXTHOP);
 	if (to->mtu && length > to->mtu)
 		return drop(skb, DIRECTION_TX, DROP_TOO_BIG);
-	reason = find_path(skb, config, to->vtep, port, length, &ifindex, &path);
+	reason = find_path(skb, config, to->vtep.word[3], port, length, &ifindex, &path);
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
 
@@ -119,7 +119,7 @@ static inline int send_remote(struct __sk_buff *skb,
 				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
 				BPF_F_ADJ_ROOM_ENCAP_L2_ETH))
 		return drop(skb, DIRECTION_TX, DROP_NO_ROOM);
-	make_outer(skb, &headers.outer, config, to->vtep, port, vni,
+	make_outer(skb, &headers.outer, config, to->vtep.word[3], port, vni,
 		   to_be16(ETH_P_IP), from->mac, to->mac);
 	headers.ip = inner->ip;
 	if (bpf_skb_store_bytes(skb, 0, &headers, sizeof(headers), 0))
@@ -149,7 +149,7 @@ int sandbox_tx(struct __sk_buff *skb)
 	if (skb->vlan_present)
 		return drop(skb, DIRECTION_TX, DROP_VLAN_TAGGED);
 	config = node_config.lookup(&zero);
-	if (!config || !config->vtep)
+	if (!config || !config->vtep.word[3])
 		return drop(skb, DIRECTION_TX, DROP_NO_CONFIG);
 	slot_row = slot_by_ifindex.lookup(&ifindex);
 	if (!slot_row)
@@ -167,7 +167,7 @@ int sandbox_tx(struct __sk_buff *skb)
 	if (!*(volatile __u64 *)&from->generation)
 		return drop(skb, DIRECTION_TX, DROP_UNBOUND);
 	if (eth.h_proto != to_be16(ETH_P_IP))
-		return drop(skb, DIRECTION_TX, DROP_NOT_IPV4);
+		return drop(skb, DIRECTION_TX, DROP_NOT_IP);
 
 	reason = read_inner(skb, ETH_HLEN, &inner);
 	if (reason)

@@ -92,6 +92,7 @@ int uplink_rx(struct __sk_buff *skb)
 	struct slot_counters *row;
 	struct inner inner = {};
 	enum drop_reason reason;
+	struct address sender;
 	struct vtep *from;
 	struct geneve geneve;
 	struct ethhdr eth;
@@ -106,18 +107,19 @@ int uplink_rx(struct __sk_buff *skb)
 	    skb->protocol != to_be16(ETH_P_IP))
 		return PASS_ON;
 	config = node_config.lookup(&zero);
-	if (!config || !config->vtep)
+	if (!config || !config->vtep.word[3])
 		return PASS_ON;
 	if (read_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
 		return PASS_ON;
-	if (ip.daddr != config->vtep || ip.protocol != IPPROTO_UDP ||
+	if (ip.daddr != config->vtep.word[3] || ip.protocol != IPPROTO_UDP ||
 	    ip.version != 4 || (ip.frag_off & to_be16(IP_OFFSET)))
 		return PASS_ON;
 	if (read_bytes(skb, ETH_HLEN + ip.ihl * 4, &udp, sizeof(udp)))
 		return PASS_ON;
 	if (udp.destination != config->udp_port)
 		return PASS_ON;
-	from = vteps.lookup(&ip.saddr);
+	sender = from_ipv4(ip.saddr);
+	from = vteps.lookup(&sender);
 	if (!from) {
 		count_event(skb, EVENT_UNKNOWN_VTEP);
 		return PASS_ON;
@@ -147,7 +149,7 @@ int uplink_rx(struct __sk_buff *skb)
 	if (eth.h_proto == to_be16(ETH_P_ARP))
 		return answer_wire_arp(skb, config, vni, ip.saddr, options);
 	if (eth.h_proto != to_be16(ETH_P_IP))
-		return drop(skb, DIRECTION_RX, DROP_NOT_IPV4);
+		return drop(skb, DIRECTION_RX, DROP_NOT_IP);
 	reason = read_inner(skb, OPTIONS_AT + options + ETH_HLEN, &inner);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);

@@ -14,6 +14,7 @@ from ctypes import c_uint8, c_uint32, c_uint64
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -27,20 +28,61 @@ def bpf_directory() -> Path:
     raise FileNotFoundError("bpf/geneve_abi.h: this installation is incomplete")
 
 
+_MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
+
+
+def mapped(address: IPv4Address | IPv6Address) -> bytes:
+    """An address of either family as struct address: 16 bytes."""
+    return address.packed if address.version == 6 else _MAPPED + address.packed
+
+
+def unmapped(octets: bytes) -> IPv4Address | IPv6Address:
+    """Back from the 16 bytes of a struct address."""
+    if octets.startswith(_MAPPED):
+        return IPv4Address(octets[12:])
+    return IPv6Address(octets)
+
+
 class Key32(ctypes.Structure):
-    """A __u32 key, in host order, or a __be32 one as its four bytes stand on the wire."""
+    """A __u32, in host order."""
 
     _fields_ = [("value", c_uint32)]
+
+
+class Address(ctypes.Structure):
+    """struct address: 16 bytes as on the wire, IPv4 behind ::ffff:0:0/96."""
+
+    _fields_ = [("word", c_uint8 * 16)]
+
+    @classmethod
+    def of(cls, address: IPv4Address | IPv6Address) -> Address:
+        """The address as maps hold it."""
+        return cls.from_buffer_copy(mapped(address))
+
+    def unmapped(self) -> IPv4Address | IPv6Address:
+        """The address that is held here, in its own family."""
+        return unmapped(bytes(self.word))
+
+
+class Key64(ctypes.Structure):
+    """A __u64, in host order."""
+
+    _fields_ = [("value", c_uint64)]
 
 
 class NodeConfig(ctypes.Structure):
     """struct node_config"""
 
     _fields_ = [
-        ("vtep", c_uint8 * 4),
+        ("vtep", Address),
+        ("guest_address6", Address),
+        ("gateway_address6", Address),
         ("guest_address", c_uint8 * 4),
         ("gateway_address", c_uint8 * 4),
+        ("guest_netmask", c_uint8 * 4),
+        ("dns", c_uint8 * 4 * 2),
         ("fib_ifindex", c_uint32),
+        ("csum_flags6", c_uint32),
         ("udp_port", c_uint8 * 2),
         ("guest_mac", c_uint8 * 6),
         ("gateway_mac", c_uint8 * 6),
@@ -56,6 +98,7 @@ class NodeState(ctypes.Structure):
         ("fold_sequence", c_uint64),
         ("next_nexthop", c_uint32),
         ("slot_mtu", c_uint32),
+        ("path_mtu_until", c_uint64),
     ]
 
 
@@ -73,14 +116,14 @@ class Binding(ctypes.Structure):
         ("pad2", c_uint32),
         ("attached_at", c_uint64),
         ("sandbox", ctypes.c_char * 64),
-        ("reserved", c_uint8 * 16),
+        ("address6", Address),
     ]
 
 
 class EndpointKey(ctypes.Structure):
     """struct endpoint_key"""
 
-    _fields_ = [("vni", c_uint32), ("address", c_uint8 * 4)]
+    _fields_ = [("vni", c_uint32), ("address", Address)]
 
 
 class EndpointValue(ctypes.Structure):
@@ -92,13 +135,13 @@ class EndpointValue(ctypes.Structure):
 class RouteKey(ctypes.Structure):
     """struct route_key"""
 
-    _fields_ = [("prefix_length", c_uint32), ("vni", c_uint32), ("address", c_uint8 * 4)]
+    _fields_ = [("prefix_length", c_uint32), ("vni", c_uint32), ("address", Address)]
 
 
 class HostKey(ctypes.Structure):
     """struct host_key"""
 
-    _fields_ = [("vni", c_uint32), ("address", c_uint8 * 4)]
+    _fields_ = [("vni", c_uint32), ("address", Address)]
 
 
 class RouteValue(ctypes.Structure):
@@ -111,7 +154,7 @@ class NexthopValue(ctypes.Structure):
     """struct nexthop"""
 
     _fields_ = [
-        ("vtep", c_uint8 * 4),
+        ("vtep", Address),
         ("mtu", c_uint32),
         ("mac", c_uint8 * 6),
         ("pad", c_uint8 * 2),
@@ -121,7 +164,13 @@ class NexthopValue(ctypes.Structure):
 class VtepValue(ctypes.Structure):
     """struct vtep"""
 
-    _fields_ = [("mtu", c_uint32), ("merged", c_uint32)]
+    _fields_ = [
+        ("mtu", c_uint32),
+        ("merged", c_uint32),
+        ("path_mtu", c_uint32),
+        ("pad", c_uint32),
+        ("path_mtu_until", c_uint64),
+    ]
 
 
 class TrafficRow(ctypes.Structure):
@@ -143,6 +192,7 @@ class SlotCounters(ctypes.Structure):
 
 # C name -> mirror, for every struct that is a map's key or value.
 MIRRORS: dict[str, type[ctypes.Structure]] = {
+    "address": Address,
     "node_config": NodeConfig,
     "node_state": NodeState,
     "binding": Binding,
@@ -167,18 +217,19 @@ MAPS: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "routes_exact": (HostKey, RouteValue),
     "routes_lpm": (RouteKey, RouteValue),
     "nexthops": (Key32, NexthopValue),
-    "vteps": (Key32, VtepValue),
+    "vteps": (Address, VtepValue),
     "drop_counts": (Key32, TrafficRow),
     "event_counts": (Key32, TrafficRow),
     "slot_counters": (Key32, SlotCounters),
+    "too_big_limits": (Key32, Key64),
     "vpc_counters": (Key32, SlotCounters),
 }
 
 # The hooks: C function and source file without its ending.
 PROGRAMS = ("sandbox_tx", "uplink_rx", "sandbox_guard")
 
-# struct outer without its Ethernet header: IPv4, UDP, Geneve, inner Ethernet.
-OVERHEAD = 20 + 8 + 8 + 14
+# Outer IP, UDP, Geneve and inner Ethernet: what the tunnel adds to an inner IP packet.
+OVERHEAD = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
 
 
 class Direction(str, Enum):

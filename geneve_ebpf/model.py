@@ -12,7 +12,13 @@ import json
 import re
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import (
+    AddressValueError,
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    NetmaskValueError,
+)
 from pathlib import Path
 
 from geneve_ebpf.errors import Code, GeneveError
@@ -20,6 +26,7 @@ from geneve_ebpf.errors import Code, GeneveError
 GENEVE_PORT = 6081  # RFC 8926 section 3.3
 VNI_MAX = (1 << 24) - 1
 MTU_MIN, MTU_MAX = 576, 65535
+DNS_MAX = 2  # servers that DHCP offers
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -104,6 +111,9 @@ class Guest:
     network: IPv4Network = IPv4Network("169.254.77.0/30")
     mac: MacAddress = MacAddress(bytes.fromhex("024756000002"))
     gateway_mac: MacAddress = MacAddress(bytes.fromhex("024756000001"))
+    address6: IPv6Address = IPv6Address("fd67:6e76:77::2")
+    gateway6: IPv6Address = IPv6Address("fe80::1")
+    dns: tuple[IPv4Address, ...] = ()  # at most DNS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +180,9 @@ class NodeSettings:
                     "network": str(self.guest.network),
                     "mac": str(self.guest.mac),
                     "gateway_mac": str(self.guest.gateway_mac),
+                    "address6": str(self.guest.address6),
+                    "gateway6": str(self.guest.gateway6),
+                    "dns": [str(server) for server in self.guest.dns],
                 },
                 "metrics_listen": self.metrics_listen,
                 "address_rest": self.address_rest,
@@ -196,6 +209,9 @@ class NodeSettings:
                 IPv4Network(guest["network"]),
                 parse_mac(guest["mac"]),
                 parse_mac(guest["gateway_mac"]),
+                IPv6Address(guest["address6"]),
+                IPv6Address(guest["gateway6"]),
+                tuple(IPv4Address(server) for server in guest["dns"]),
             ),
             metrics_listen=raw["metrics_listen"],
             address_rest=raw["address_rest"],

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 
 from scapy.packet import Packet
@@ -24,6 +24,7 @@ from scapy.packet import Packet
 from geneve_ebpf import dataplane
 from geneve_ebpf.abi import (
     PROGRAMS,
+    Address,
     EndpointKey,
     EndpointValue,
     HostKey,
@@ -163,17 +164,17 @@ class Node:
     def raw_route(self, vni: int, prefix: str, kind: int, nexthop: int) -> None:
         """A route that the data-plane library would never write."""
         network = IPv4Network(prefix)
-        octets = (ctypes.c_uint8 * 4)(*network.network_address.packed)
+        address = Address.of(network.network_address)
         table: Table[RouteKey, RouteValue] = Table(
             self.pins.map("routes_lpm"), RouteKey, RouteValue
         )
-        table.set(RouteKey(32 + network.prefixlen, vni, octets), RouteValue(kind, nexthop))
+        table.set(RouteKey(128 + network.prefixlen, vni, address), RouteValue(kind, nexthop))
         table.close()
 
     @contextmanager
     def exact_route(self, vni: int, address: str, kind: int) -> Iterator[None]:
         """A route of 32 bits without a next hop, meanwhile."""
-        key = HostKey(vni, (ctypes.c_uint8 * 4)(*IPv4Address(address).packed))
+        key = HostKey(vni, Address.of(IPv4Address(address)))
         table: Table[HostKey, RouteValue] = Table(
             self.pins.map("routes_exact"), HostKey, RouteValue
         )
@@ -187,7 +188,7 @@ class Node:
     @contextmanager
     def endpoint_of(self, vni: int, address: str, *, generation: int, slot: int) -> Iterator[None]:
         """Half an attachment, as a crash between two writes would leave it."""
-        key = EndpointKey(vni, (ctypes.c_uint8 * 4)(*IPv4Address(address).packed))
+        key = EndpointKey(vni, Address.of(IPv4Address(address)))
         table: Table[EndpointKey, EndpointValue] = Table(
             self.pins.map("endpoints"), EndpointKey, EndpointValue
         )
@@ -212,7 +213,7 @@ class Node:
         if udp_port is not None:
             changed.udp_port = (ctypes.c_uint8 * 2)(*udp_port.to_bytes(2, "big"))
         if vtep is not None:
-            changed.vtep = (ctypes.c_uint8 * 4)(*IPv4Address(vtep).packed)
+            changed.vtep = Address.of(ip_address(vtep)) if vtep else Address()
         table.set(Key32(0), changed)
         try:
             yield

@@ -3,6 +3,7 @@
 #ifndef DELIVER_H
 #define DELIVER_H
 
+#include "address.h"
 #include "count.h"
 #include "inner.h"
 
@@ -13,7 +14,7 @@ static inline enum drop_reason find_endpoint(__u32 vni, __be32 address,
 					     struct endpoint **endpoint,
 					     struct binding **binding)
 {
-	struct endpoint_key key = { .vni = vni, .address = address };
+	struct endpoint_key key = { .vni = vni, .address = from_ipv4(address) };
 	struct endpoint *found = endpoints.lookup(&key);
 	struct binding *bound;
 

@@ -78,7 +78,7 @@ static inline enum drop_reason find_path(struct __sk_buff *skb,
 		.dport = config->udp_port,
 		.tot_len = length,
 		.ifindex = config->fib_ifindex,
-		.ipv4_src = config->vtep,
+		.ipv4_src = config->vtep.word[3],
 		.ipv4_dst = vtep,
 	};
 	long answer = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
@@ -124,7 +124,7 @@ static inline void make_outer(struct __sk_buff *skb, struct outer *outer,
 	outer->ip.frag_off = to_be16(IP_DF);
 	outer->ip.ttl = OUTER_TTL;
 	outer->ip.protocol = IPPROTO_UDP;
-	outer->ip.saddr = config->vtep;
+	outer->ip.saddr = config->vtep.word[3];
 	outer->ip.daddr = vtep;
 	outer->ip.check = header_checksum(&outer->ip);
 	outer->udp.source = port;

@@ -13,7 +13,9 @@
 BPF_TABLE_PINNED("array", __u32, struct node_config, node_config, 1,
 		 PIN_DIR "/node_config");
 
-/* Mapped by the agent and the slot process; no program reads it. */
+/* Mapped by the agent and the slot process. The programs read slot_mtu and keep
+ * path_mtu_until, each with one store.
+ */
 BPF_TABLE_PINNED("array", __u32, struct node_state, node_state, 1,
 		 PIN_DIR "/node_state", BPF_F_MMAPABLE);
 
@@ -38,8 +40,8 @@ BPF_TABLE_PINNED("lpm_trie", struct route_key, struct route, routes_lpm,
 		 MAX_ROUTES, PIN_DIR "/routes_lpm", BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("hash", __u32, struct nexthop, nexthops, MAX_NEXTHOPS,
 		 PIN_DIR "/nexthops", BPF_F_NO_PREALLOC);
-/* Agent; uplink_rx sets `merged`. */
-BPF_TABLE_PINNED("hash", __be32, struct vtep, vteps, MAX_VTEPS,
+/* Agent; uplink_rx keeps `merged` and the path MTU. */
+BPF_TABLE_PINNED("hash", struct address, struct vtep, vteps, MAX_VTEPS,
 		 PIN_DIR "/vteps", BPF_F_NO_PREALLOC);
 
 /* The programs. */
@@ -49,6 +51,12 @@ BPF_TABLE_PINNED("percpu_array", __u32, struct traffic, event_counts,
 		 EVENT_COUNT, PIN_DIR "/event_counts");
 BPF_TABLE_PINNED("percpu_array", __u32, struct slot_counters, slot_counters,
 		 MAX_SLOTS, PIN_DIR "/slot_counters");
+
+/* By slot: when its next ICMP error is due at the earliest, as GCRA counts it, in
+ * ns since boot. sandbox_tx.
+ */
+BPF_TABLE_PINNED("array", __u32, __u64, too_big_limits, MAX_SLOTS,
+		 PIN_DIR "/too_big_limits");
 
 /* By VNI: what slots that are gone had counted. Slot process; no program. */
 BPF_TABLE_PINNED("hash", __u32, struct slot_counters, vpc_counters, MAX_VPCS,

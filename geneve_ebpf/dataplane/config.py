@@ -5,23 +5,27 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
-from geneve_ebpf.abi import Key32, NodeConfig
+from geneve_ebpf.abi import Address, Key32, NodeConfig
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.loader.maps import Table
 from geneve_ebpf.loader.pins import Pins
-from geneve_ebpf.model import NodeSettings
+from geneve_ebpf.model import DNS_MAX, NodeSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """struct node_config without its interface index, which is found anew at each start."""
+    """struct node_config without what is found anew at each start."""
 
-    vtep: IPv4Address
+    vtep: IPv4Address | IPv6Address
     udp_port: int
     guest_address: IPv4Address
     gateway_address: IPv4Address
+    guest_netmask: IPv4Address
+    guest_address6: IPv6Address
+    gateway_address6: IPv6Address
+    dns: tuple[IPv4Address, ...]
     guest_mac: bytes
     gateway_mac: bytes
 
@@ -34,6 +38,10 @@ class Config:
             settings.udp_port,
             guest.address,
             guest.gateway,
+            guest.network.netmask,
+            guest.address6,
+            guest.gateway6,
+            guest.dns,
             guest.mac.octets,
             guest.gateway_mac.octets,
         )
@@ -50,33 +58,44 @@ def read_config(pins: Pins) -> Config:
         row = table.get(Key32(0))
     finally:
         table.close()
-    if row is None or not any(row.vtep):
+    if row is None or not any(row.vtep.word):
         raise GeneveError(
             Code.NODE_SETUP,
             "the node's configuration was never written: its start was cut short",
             hint="start the agent again",
         )
+    servers = (IPv4Address(bytes(octets)) for octets in row.dns)
     return Config(
-        IPv4Address(bytes(row.vtep)),
+        row.vtep.unmapped(),
         int.from_bytes(bytes(row.udp_port), "big"),
         IPv4Address(bytes(row.guest_address)),
         IPv4Address(bytes(row.gateway_address)),
+        IPv4Address(bytes(row.guest_netmask)),
+        IPv6Address(bytes(row.guest_address6.word)),
+        IPv6Address(bytes(row.gateway_address6.word)),
+        tuple(server for server in servers if int(server)),
         bytes(row.guest_mac),
         bytes(row.gateway_mac),
     )
 
 
-def write_config(pins: Pins, config: Config, fib_ifindex: int) -> None:
+def write_config(pins: Pins, config: Config, fib_ifindex: int, csum_flags6: int) -> None:
     """Let the programs use this from the next packet on."""
     octets, mac = ctypes.c_uint8 * 4, ctypes.c_uint8 * 6
+    servers = [*config.dns, IPv4Address(0), IPv4Address(0)][:DNS_MAX]
     row = NodeConfig(
-        octets(*config.vtep.packed),
-        octets(*config.guest_address.packed),
-        octets(*config.gateway_address.packed),
-        fib_ifindex,
-        (ctypes.c_uint8 * 2)(*config.udp_port.to_bytes(2, "big")),
-        mac(*config.guest_mac),
-        mac(*config.gateway_mac),
+        vtep=Address.of(config.vtep),
+        guest_address6=Address.of(config.guest_address6),
+        gateway_address6=Address.of(config.gateway_address6),
+        guest_address=octets(*config.guest_address.packed),
+        gateway_address=octets(*config.gateway_address.packed),
+        guest_netmask=octets(*config.guest_netmask.packed),
+        dns=(octets * DNS_MAX)(*(octets(*server.packed) for server in servers)),
+        fib_ifindex=fib_ifindex,
+        csum_flags6=csum_flags6,
+        udp_port=(ctypes.c_uint8 * 2)(*config.udp_port.to_bytes(2, "big")),
+        guest_mac=mac(*config.guest_mac),
+        gateway_mac=mac(*config.gateway_mac),
     )
     table = _table(pins)
     try:

@@ -48,11 +48,11 @@ def _up(settings: NodeSettings) -> None:
             compile_and_pin(settings.run_directory)
         tcx = capabilities.has_tcx()
         sizes = [links.mtu_of(ip, hooks.uplink_index(ip, name)) for name in settings.uplinks]
-        mtu = min(sizes, default=1500) - OVERHEAD
+        mtu = min(sizes, default=1500) - OVERHEAD[settings.vtep.version]
         _refuse_other_config(pins, settings)
         _refuse_other_namespace(ip, settings)
         block, anchor = hooks.hang_blocks(ip, door, pins)
-        write_config(pins, Config.of(settings), anchor)
+        write_config(pins, Config.of(settings), anchor, capabilities.csum_flags6())
         _write_mtu(pins, mtu)
         for stale in hooks.hung_uplinks(pins) - set(settings.uplinks):
             hooks.drop_uplink(ip, door, pins, stale)

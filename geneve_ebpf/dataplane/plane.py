@@ -12,11 +12,12 @@ import ctypes
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
 from geneve_ebpf.abi import (
     MAPS,
+    Address,
     Binding,
     Direction,
     EndpointKey,
@@ -32,6 +33,7 @@ from geneve_ebpf.abi import (
     VtepValue,
     drop_reasons,
     event_kinds,
+    mapped,
 )
 from geneve_ebpf.dataplane.config import read_config
 from geneve_ebpf.dataplane.counters import (
@@ -67,10 +69,11 @@ _READY, _RESERVED, _TAKEN = (
 # Parts of struct binding, and both halves of an endpoint, as attaching writes them.
 _TENANT = struct.Struct("=I4s6s")  # from vni: address, mac
 _OCCUPANT = struct.Struct("=Q64s")  # from attached_at: sandbox
-_ENDPOINT_KEY = struct.Struct("=I4s")
+_ENDPOINT_KEY = struct.Struct("=I16s")
 _ENDPOINT = struct.Struct("=QII")
 _TENANT_AT, _OCCUPANT_AT = Binding.vni.offset, Binding.attached_at.offset
 _STATE_WORD, _IFINDEX_WORD = Binding.state.offset // 4, Binding.ifindex.offset // 4
+_BEFORE_IPV4 = 32 + 96  # bits of a route's key before an IPv4 prefix: VNI, ::ffff:0:0/96
 # How long a reader waits out a fold of counters before it takes what it sees:
 # the writer may have died in the middle.
 _FOLD_PATIENCE = 100
@@ -100,7 +103,7 @@ class DataPlane:
         self._nexthops: Table[Key32, NexthopValue] = Table(
             pins.map("nexthops"), Key32, NexthopValue
         )
-        self._vteps: Table[Key32, VtepValue] = Table(pins.map("vteps"), Key32, VtepValue)
+        self._vteps: Table[Address, VtepValue] = Table(pins.map("vteps"), Address, VtepValue)
         self._drops: Table[Key32, TrafficRow] = Table(pins.map("drop_counts"), Key32, TrafficRow)
         self._events: Table[Key32, TrafficRow] = Table(pins.map("event_counts"), Key32, TrafficRow)
         self._counters: Table[Key32, SlotCounters] = Table(
@@ -187,7 +190,7 @@ class DataPlane:
         # First the half that is looked up by address: without the binding's
         # generation it leads nowhere, so a crash in between attaches nobody.
         if not self._endpoints.insert_packed(
-            _ENDPOINT_KEY.pack(endpoint.vni, address),
+            _ENDPOINT_KEY.pack(endpoint.vni, mapped(endpoint.address)),
             _ENDPOINT.pack(generation, slot, self._halves[word * 2 + _IFINDEX_WORD]),
         ):
             raise GeneveError(
@@ -219,7 +222,8 @@ class DataPlane:
             )
         binding = self._bindings.copy(slot)
         self._words[word] = 0
-        self._endpoints.remove(EndpointKey(binding.vni, binding.address))
+        address = IPv4Address(bytes(binding.address))
+        self._endpoints.remove(EndpointKey(binding.vni, Address.of(address)))
         return self.counters(slot)
 
     def attachments(self) -> Iterator[Attachment]:
@@ -348,8 +352,8 @@ class DataPlane:
 
     def add_vtep(self, vtep: Vtep) -> None:
         """Accept Geneve from this sender; a known one gets the new MTU, its routes too."""
-        octets = vtep.address.packed
-        self._vteps.set(_network_key(octets), VtepValue(vtep.mtu))
+        octets = mapped(vtep.address)
+        self._vteps.set(Address.of(vtep.address), VtepValue(vtep.mtu))
         ids = self._ids()
         for old, number in list(ids.items()):
             if old[0] == octets and old[1] != vtep.mtu:
@@ -360,17 +364,17 @@ class DataPlane:
 
     def remove_vtep(self, address: IPv4Address) -> None:
         """Accept no more from it. Routes through it must be gone already."""
-        self._vteps.remove(_network_key(address.packed))
+        self._vteps.remove(Address.of(address))
         ids = self._ids()
         for key, number in list(ids.items()):
-            if key[0] == address.packed:
+            if key[0] == mapped(address):
                 self._nexthops.remove(Key32(number))
                 del ids[key]
 
     def vteps(self) -> Iterator[Vtep]:
         """Every known VTEP."""
         for key, value in self._vteps.items():
-            yield Vtep(IPv4Address(bytes(key)), value.mtu)
+            yield Vtep(_ipv4(key), value.mtu)
 
     def set_routes(self, routes: Iterable[tuple[int, Route]]) -> None:
         """Insert or replace (VNI, route) pairs; each swaps whole.
@@ -385,38 +389,38 @@ class DataPlane:
             nexthop = self._nexthop_of(route, pending) if route.kind is RouteKind.REMOTE else 0
             pending.add(nexthop)
             value = RouteValue(_KINDS[route.kind], nexthop)
-            octets = (ctypes.c_uint8 * 4)(*route.prefix.network_address.packed)
-            if route.prefix.prefixlen == 32:
-                exact.append((HostKey(vni, octets), value))
+            address = Address.of(route.prefix.network_address)
+            if route.prefix.prefixlen == route.prefix.max_prefixlen:
+                exact.append((HostKey(vni, address), value))
             else:
-                lpm.append((RouteKey(32 + route.prefix.prefixlen, vni, octets), value))
+                lpm.append((RouteKey(_trie_length(route.prefix), vni, address), value))
         self._exact.set_many(exact)
         self._lpm.set_many(lpm)
 
     def remove_routes(self, routes: Iterable[tuple[int, IPv4Network]]) -> None:
         """Delete (VNI, prefix) pairs; those that are not there do not matter."""
         for vni, prefix in routes:
-            octets = (ctypes.c_uint8 * 4)(*prefix.network_address.packed)
-            if prefix.prefixlen == 32:
-                self._exact.remove(HostKey(vni, octets))
+            address = Address.of(prefix.network_address)
+            if prefix.prefixlen == prefix.max_prefixlen:
+                self._exact.remove(HostKey(vni, address))
             else:
-                self._lpm.remove(RouteKey(32 + prefix.prefixlen, vni, octets))
+                self._lpm.remove(RouteKey(_trie_length(prefix), vni, address))
 
     def routes(self) -> Iterator[tuple[int, Route]]:
         """Every (VNI, route) that the maps hold; the routes name no VPC."""
         hops = {number: key for key, number in self._ids().items()}
         for host, value in self._exact.items():
-            yield host.vni, self._route(IPv4Network((bytes(host.address), 32)), value, hops)
+            yield host.vni, self._route(IPv4Network((int(_ipv4(host.address)), 32)), value, hops)
         for key, value in self._lpm.items():
-            prefix = IPv4Network((bytes(key.address), key.prefix_length - 32))
+            prefix = IPv4Network((int(_ipv4(key.address)), key.prefix_length - _BEFORE_IPV4))
             yield key.vni, self._route(prefix, value, hops)
 
     def lookup(self, vni: int, address: IPv4Address) -> Route | None:
         """The route the program would choose; its prefix is /32 for a trie's answer, as the
         kernel does not say which entry matched.
         """
-        octets = (ctypes.c_uint8 * 4)(*address.packed)
-        value = self._exact.get(HostKey(vni, octets)) or self._lpm.get(RouteKey(64, vni, octets))
+        key = Address.of(address)
+        value = self._exact.get(HostKey(vni, key)) or self._lpm.get(RouteKey(160, vni, key))
         if value is None:
             return None
         hops = {number: key for key, number in self._ids().items()}
@@ -430,12 +434,18 @@ class DataPlane:
             return Route("", prefix, kind)
         vtep, _, mac = hops[value.nexthop]
         gateway = mac == self._gateway_mac
-        return Route("", prefix, kind, IPv4Address(vtep), None if gateway else MacAddress(mac))
+        return Route(
+            "",
+            prefix,
+            kind,
+            _ipv4(Address.from_buffer_copy(vtep)),
+            None if gateway else MacAddress(mac),
+        )
 
     def _ids(self) -> dict[tuple[bytes, int, bytes], int]:
         if self._nexthop_ids is None:
             self._nexthop_ids = {
-                (bytes(hop.vtep), hop.mtu, bytes(hop.mac)): key.value
+                (bytes(hop.vtep.word), hop.mtu, bytes(hop.mac)): key.value
                 for key, hop in self._nexthops.items()
             }
         return self._nexthop_ids
@@ -443,8 +453,8 @@ class DataPlane:
     def _nexthop_of(self, route: Route, pending: set[int]) -> int:
         if route.vtep is None:
             raise ValueError("a remote route needs a VTEP")
-        octets = route.vtep.packed
-        known = self._vteps.get(_network_key(octets))
+        octets = mapped(route.vtep)
+        known = self._vteps.get(Address.of(route.vtep))
         if known is None:
             raise GeneveError(
                 Code.VTEP_NOT_FOUND,
@@ -536,10 +546,17 @@ def _endpoint_of(binding: Binding) -> Endpoint:
     )
 
 
-def _network_key(octets: bytes) -> Key32:
-    return Key32.from_buffer_copy(octets)
+def _ipv4(key: Address) -> IPv4Address:
+    address = key.unmapped()
+    if isinstance(address, IPv6Address):
+        raise TypeError(f"{address} in a map of this version")
+    return address
+
+
+def _trie_length(prefix: IPv4Network) -> int:
+    return _BEFORE_IPV4 + prefix.prefixlen
 
 
 def _nexthop(key: tuple[bytes, int, bytes]) -> NexthopValue:
     vtep, mtu, mac = key
-    return NexthopValue((ctypes.c_uint8 * 4)(*vtep), mtu, (ctypes.c_uint8 * 6)(*mac))
+    return NexthopValue(Address.from_buffer_copy(vtep), mtu, (ctypes.c_uint8 * 6)(*mac))

@@ -90,18 +90,14 @@ class NodeCollector(Collector):
             for bound, count in zip(bounds, histogram.counts, strict=True):
                 so_far += count
                 buckets.append((bound, float(so_far)))
-            family.add_metric(
-                [histogram.stage, histogram.result], buckets, histogram.sum_ns / 1e9
-            )
+            family.add_metric([histogram.stage, histogram.result], buckets, histogram.sum_ns / 1e9)
         return [family]
 
     def _data_plane(self, names: dict[int, str]) -> list[Metric]:
         plane = DataPlane.open(self._settings.run_directory, writable=False)
         try:
             families: list[Metric] = [
-                _labelled(
-                    metrics.BUILD_INFO, {(__version__, plane.layout, plane.program): 1.0}
-                ),
+                _labelled(metrics.BUILD_INFO, {(__version__, plane.layout, plane.program): 1.0}),
                 self._slots(plane),
                 *_traffic(
                     metrics.VPC_PACKETS,

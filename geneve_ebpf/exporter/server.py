@@ -16,9 +16,7 @@ from geneve_ebpf.host import namespaces
 from geneve_ebpf.model import NodeSettings
 
 Respond = Callable[..., Any]
-PAGE = (
-    b"<!doctype html><title>geneve-ebpf</title><p>geneve-ebpf: <a href=/metrics>metrics</a>\n"
-)
+PAGE = b"<!doctype html><title>geneve-ebpf</title><p>geneve-ebpf: <a href=/metrics>metrics</a>\n"
 
 
 class _Server(ThreadingMixIn, WSGIServer):

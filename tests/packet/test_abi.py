@@ -32,6 +32,7 @@ SHAPES = {
     "drop_counts": (PERCPU_ARRAY, len(abi.drop_reasons()) * len(abi.Direction), 0),
     "event_counts": (PERCPU_ARRAY, len(abi.event_kinds()), 0),
     "slot_counters": (PERCPU_ARRAY, "MAX_SLOTS", 0),
+    "too_big_limits": (ARRAY, "MAX_SLOTS", 0),
     "vpc_counters": (HASH, "MAX_VPCS", NO_PREALLOC),
 }
 
@@ -87,7 +88,9 @@ def test_map_holds_the_types_that_python_uses(name, c_types, infos):
 
     for side, mirror in zip(c_types[name], abi.MAPS[name], strict=True):
         if mirror is abi.Key32:
-            assert side in ("__u32", "__be32", "unsigned int")
+            assert side in ("__u32", "unsigned int")
+        elif mirror is abi.Key64:
+            assert side in ("__u64", "unsigned long long")
         else:
             assert isinstance(side, btf.Struct)
             assert side.name == c_name_of[mirror]
@@ -165,7 +168,7 @@ def test_name_of_a_sandbox_fits_its_field():
 
 def test_overhead_is_what_the_program_adds(node):
     """The slots' MTU is the uplink's less the outer headers."""
-    assert node.plane.mtu == 1500 - abi.OVERHEAD
+    assert node.plane.mtu == 1500 - abi.OVERHEAD[4]
 
 
 # -- drop reasons and events

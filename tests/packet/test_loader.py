@@ -136,7 +136,7 @@ def test_another_layout_stops_the_start(node, monkeypatch, tmp_path):
     for name in ("geneve_ebpf", "bpf"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     replace_in(
-        tmp_path / "bpf" / "geneve_abi.h", "	__u8 reserved[16];", "	__u8 reserved[32];"
+        tmp_path / "bpf" / "geneve_abi.h", "\t__u32 slot_mtu;", "\t__u64 slot_mtu;"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -547,12 +547,12 @@ DROPPED = {
     "tcp-header-cut-off": (ETHER / TCP_SHORT, "short_frame"),
     "udp-header-in-the-padding": (bytes(ETHER / UDP_SHORT) + bytes(range(20)), "short_frame"),
     "tcp-header-in-the-padding": (bytes(ETHER / TCP_SHORT) + bytes(range(20)), "short_frame"),
-    "ipv6": (of_type(0x86DD), "not_ipv4"),
-    "ipv6-neighbour-discovery": (of_type(0x86DD, dst="33:33:00:00:00:02"), "not_ipv4"),
-    "lldp": (of_type(0x88CC, dst="01:80:c2:00:00:0e"), "not_ipv4"),
-    "length-field-802.3": (of_type(60), "not_ipv4"),
-    "ethernet-in-ethernet": (of_type(0x6558), "not_ipv4"),
-    "nothing-behind-ethernet": (of_type(0x1234)[:14], "not_ipv4"),
+    "ipv6": (of_type(0x86DD), "not_ip"),
+    "ipv6-neighbour-discovery": (of_type(0x86DD, dst="33:33:00:00:00:02"), "not_ip"),
+    "lldp": (of_type(0x88CC, dst="01:80:c2:00:00:0e"), "not_ip"),
+    "length-field-802.3": (of_type(60), "not_ip"),
+    "ethernet-in-ethernet": (of_type(0x6558), "not_ip"),
+    "nothing-behind-ethernet": (of_type(0x1234)[:14], "not_ip"),
     "broadcast-mac": (from_guest(UDP(), eth_dst="ff:ff:ff:ff:ff:ff"), "not_unicast"),
     "multicast-mac": (from_guest(UDP(), eth_dst="01:00:5e:00:00:01"), "not_unicast"),
     "multicast-224": (from_guest(UDP(), "224.0.0.1"), "not_unicast"),
@@ -613,7 +613,7 @@ def test_nothing_passes_before_the_node_is_configured(node: Node):
     """The hook may be there an instant before its configuration."""
     frame = from_guest(UDP())
 
-    with node.configured(vtep="0.0.0.0"):
+    with node.configured(vtep=""):
         run = node.sends(frame)
 
     assert_dropped(run, "no_config", frame)

@@ -296,7 +296,7 @@ def test_everything_is_passed_on_before_the_node_is_configured(node: Node):
     """The hook may be there an instant before its configuration."""
     frame = arriving(node, INNER)
 
-    with node.configured(vtep="0.0.0.0"):
+    with node.configured(vtep=""):
         run = node.receives(frame)
 
     assert_passed_on(run, frame)
@@ -343,9 +343,9 @@ def ethernet(ethertype: int, payload: bytes) -> Packet:
 
 
 DROPPED_INNER = {
-    "ipv6": (ethernet(0x86DD, bytes(60)), "not_ipv4"),
-    "vlan-tag": (ethernet(0x8100, b"\0\x64\x08\0" + bytes(INNER)[14:]), "not_ipv4"),
-    "length-field-802.3": (ethernet(60, bytes(60)), "not_ipv4"),
+    "ipv6": (ethernet(0x86DD, bytes(60)), "not_ip"),
+    "vlan-tag": (ethernet(0x8100, b"\0\x64\x08\0" + bytes(INNER)[14:]), "not_ip"),
+    "length-field-802.3": (ethernet(60, bytes(60)), "not_ip"),
     "ip-version": (inner_with(version=6), "bad_ip_header"),
     "ip-header-of-16": (inner_with(ihl=4), "bad_ip_header"),
     "total-length-under-header": (inner_with(len=19), "bad_ip_header"),
