@@ -17,17 +17,24 @@ from ipaddress import (
     IPv4Address,
     IPv4Network,
     IPv6Address,
+    IPv6Network,
     NetmaskValueError,
 )
 from pathlib import Path
+from zlib import crc32
 
 from geneve_ebpf.errors import Code, GeneveError
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 GENEVE_PORT = 6081  # RFC 8926 section 3.3
 VNI_MAX = (1 << 24) - 1
 MTU_MIN, MTU_MAX = 576, 65535
 DNS_MAX = 2  # servers that DHCP offers
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+IPV4_MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291 section 2.5.5.2
+LINK_LOCAL = IPv6Network("fe80::/10")
 
 
 class RouteKind(str, Enum):
@@ -95,16 +102,24 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A sandbox's presence in a VPC, as the data plane keeps it."""
+    """A sandbox's presence in a VPC, as the data plane keeps it.
+
+    One address of either family or of both; None is a family it has none of.
+    """
 
     vni: int
     address: IPv4Address
     mac: MacAddress  # inner source MAC on the wire
+    address6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """What a sandbox sees on eth0: the same in every slot of the node."""
+    """What a sandbox sees on eth0: the same in every slot of the node.
+
+    Both families, whatever its VPC has; `network` is IPv4's, for IPv6 there is
+    nothing on the link but the gateway's link-local address.
+    """
 
     address: IPv4Address = IPv4Address("169.254.77.2")
     gateway: IPv4Address = IPv4Address("169.254.77.1")
@@ -242,18 +257,51 @@ def parse_vni(value: object, field_name: str = "vni") -> int:
     )
 
 
-def parse_address(text: object, field_name: str = "address") -> IPv4Address:
+def parse_address(text: object, field_name: str = "address") -> Address:
+    """A unicast address of either family, in any spelling. Raises BAD_ADDRESS."""
+    if isinstance(text, str) and ":" in text:
+        return parse_ipv6(text, field_name)
+    return _parse_ipv4(text, field_name, "an IP address", "such as 10.0.0.5 or fd00:1::5")
+
+
+def parse_ipv4(text: object, field_name: str = "address") -> IPv4Address:
     """A unicast IPv4 address. Raises BAD_ADDRESS."""
+    return _parse_ipv4(text, field_name, "an IPv4 address", "four numbers, such as 10.0.0.5")
+
+
+def parse_ipv6(text: object, field_name: str = "address6") -> IPv6Address:
+    """A unicast IPv6 address that means the same on every link. Raises BAD_ADDRESS."""
+    address = _read_ipv6(text, field_name)
+    if address in LINK_LOCAL:
+        raise _not_unicast(address, field_name, "a link-local address means nothing in a VPC")
+    if address.ipv4_mapped is not None:
+        raise _not_unicast(address, field_name, f"write it as {address.ipv4_mapped}")
+    if address.is_multicast or address.is_unspecified or address.is_loopback:
+        raise _not_unicast(address, field_name, "not ::, ::1 or ff00::/8")
+    return address
+
+
+def parse_link_local(text: object, field_name: str) -> IPv6Address:
+    """A link-local IPv6 address, without its zone. Raises BAD_ADDRESS."""
+    address = _read_ipv6(text, field_name)
+    if address in LINK_LOCAL:
+        return address
+    raise GeneveError(
+        Code.BAD_ADDRESS,
+        f"{address} is not a link-local address",
+        hint="in fe80::/10, such as fe80::1",
+        field=field_name,
+    )
+
+
+def _parse_ipv4(text: object, field_name: str, what: str, hint: str) -> IPv4Address:
     try:
         if not isinstance(text, str):
             raise AddressValueError
         address = IPv4Address(text)
     except AddressValueError:
         raise GeneveError(
-            Code.BAD_ADDRESS,
-            f"{text!r} is not an IPv4 address",
-            hint="four numbers, such as 10.0.0.5",
-            field=field_name,
+            Code.BAD_ADDRESS, f"{text!r} is not {what}", hint=hint, field=field_name
         ) from None
     if (
         address.is_multicast
@@ -261,29 +309,63 @@ def parse_address(text: object, field_name: str = "address") -> IPv4Address:
         or address.is_loopback
         or (int(address) >> 28 == 15)
     ):
-        raise GeneveError(
-            Code.BAD_ADDRESS,
-            f"{address} is not a unicast address",
-            hint="not 0.0.0.0, 127/8, 224/4 or 240/4",
-            field=field_name,
-        )
+        raise _not_unicast(address, field_name, "not 0.0.0.0, 127/8, 224/4 or 240/4")
     return address
 
 
-def parse_prefix(text: object, field_name: str = "prefix") -> IPv4Network:
-    """An IPv4 prefix without host bits. Raises BAD_PREFIX."""
+def _read_ipv6(text: object, field_name: str) -> IPv6Address:
+    hint = "eight groups, :: for zeros, such as fd00:1::5"
     try:
-        # IPv4Network also takes a bare address, netmasks and host masks.
-        if not isinstance(text, str) or not re.fullmatch(r"[0-9.]+/(0|[1-9][0-9]?)", text):
+        if not isinstance(text, str):
             raise AddressValueError
-        return IPv4Network(text)
-    except (AddressValueError, NetmaskValueError):
-        hint = "an address and a length, such as 10.0.0.0/16"
-    except ValueError:
-        hint = f"did you mean {IPv4Network(text, strict=False)}?"
-    raise GeneveError(
-        Code.BAD_PREFIX, f"{text!r} is not an IPv4 prefix", hint=hint, field=field_name
+        if "%" in text:  # a zone, RFC 4007: the name of a link of one machine
+            hint = f"without the zone: {text.partition('%')[0]}"
+            raise AddressValueError
+        return IPv6Address(text)
+    except AddressValueError:
+        raise GeneveError(
+            Code.BAD_ADDRESS, f"{text!r} is not an IPv6 address", hint=hint, field=field_name
+        ) from None
+
+
+def _not_unicast(address: Address, field_name: str, hint: str) -> GeneveError:
+    return GeneveError(
+        Code.BAD_ADDRESS,
+        f"{address} is not a unicast address that a node or sandbox can have",
+        hint=hint,
+        field=field_name,
     )
+
+
+def parse_prefix(text: object, field_name: str = "prefix") -> Network:
+    """A prefix of either family without host bits. Raises BAD_PREFIX."""
+    hint = "an address and a length, such as 10.0.0.0/16 or fd00:1::/48"
+    # The classes also take a bare address, netmasks, host masks and zones.
+    if isinstance(text, str) and re.fullmatch(r"[0-9a-fA-F:.]+/(0|[1-9][0-9]{0,2})", text):
+        kind = IPv6Network if ":" in text else IPv4Network
+        try:
+            network: Network = kind(text)
+        except (AddressValueError, NetmaskValueError):
+            pass
+        except ValueError:
+            hint = f"did you mean {kind(text, strict=False)}?"
+        else:
+            if isinstance(network, IPv4Network) or not network.subnet_of(IPV4_MAPPED):
+                return network
+            inner = IPv4Network((int(network[0]) & 0xFFFF_FFFF, network.prefixlen - 96))
+            hint = f"write it as {inner}"
+    raise GeneveError(Code.BAD_PREFIX, f"{text!r} is not a prefix", hint=hint, field=field_name)
+
+
+def parse_ipv4_prefix(text: object, field_name: str = "prefix") -> IPv4Network:
+    """An IPv4 prefix without host bits. Raises BAD_PREFIX."""
+    network = parse_prefix(text, field_name)
+    if isinstance(network, IPv4Network):
+        return network
+    raise GeneveError(
+        Code.BAD_PREFIX, f"{network} is not an IPv4 prefix", hint="such as 10.0.0.0/16",
+        field=field_name,
+    )  # fmt: skip
 
 
 def parse_mac(text: object, field_name: str = "mac") -> MacAddress:
@@ -316,9 +398,15 @@ def parse_mtu(value: object, field_name: str = "mtu") -> int:
     )
 
 
-def endpoint_mac(address: IPv4Address) -> MacAddress:
-    """The MAC an endpoint has inside its VPC: 02:47 and the address.
+def endpoint_mac(address: Address) -> MacAddress:
+    """The MAC an endpoint has inside its VPC, the same wherever the sandbox runs.
 
-    Unique in a VPC as the address is, and the same wherever the sandbox runs.
+    Of an IPv4 address, 02:47 and the address: unique in a VPC as the address
+    is. Of an IPv6 address, for endpoints that have no other, 02:46 and its
+    CRC-32: two that differ in their last 32 bits only never share one, others do
+    with a chance of 2**-32. Our own nodes find endpoints by address alone; a
+    peer of another make that learns MACs would mix up two that share one.
     """
-    return MacAddress(b"\x02\x47" + address.packed)
+    if isinstance(address, IPv4Address):
+        return MacAddress(b"\x02\x47" + address.packed)
+    return MacAddress(b"\x02\x46" + crc32(address.packed).to_bytes(4, "big"))

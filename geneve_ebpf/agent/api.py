@@ -42,11 +42,11 @@ from geneve_ebpf.model import (
     RouteKind,
     Vpc,
     Vtep,
-    parse_address,
+    parse_ipv4,
+    parse_ipv4_prefix,
     parse_mac,
     parse_mtu,
     parse_name,
-    parse_prefix,
     parse_vni,
 )
 
@@ -459,12 +459,12 @@ class Api:
 
     async def _put_vtep(self, call: Call) -> Answer:
         body = requests.VTEP_SETTINGS(call.request.body or b"{}")
-        vtep = Vtep(parse_address(call.name), parse_mtu(body.mtu))
+        vtep = Vtep(parse_ipv4(call.name), parse_mtu(body.mtu))
         created = await self._node.desired.put_vtep(vtep)
         return _json(201 if created else 200, {"schema": schema("vtep")} | vtep_json(vtep))
 
     async def _delete_vtep(self, call: Call) -> Answer:
-        vtep = await self._node.desired.delete_vtep(parse_address(call.name))
+        vtep = await self._node.desired.delete_vtep(parse_ipv4(call.name))
         return _json(200, {"schema": schema("vtep")} | vtep_json(vtep))
 
     async def _list_routes(self, call: Call) -> Answer:
@@ -477,7 +477,7 @@ class Api:
                 raise GeneveError(
                     Code.BAD_REQUEST, "an address needs its VPC", hint="add vpc=…", field="vpc"
                 )
-            address = parse_address(call.query["address"])
+            address = parse_ipv4(call.query["address"])
             return _json(200, self._looked_up(state, vpc, address))
         routes = list(state.routes(vpc))
         return await _listed(schema("routes"), "routes", map(_route_text, routes))
@@ -524,7 +524,7 @@ class Api:
                     field=key,
                 )
         route = await self._node.desired.delete_route(
-            parse_name(call.query["vpc"], "vpc"), parse_prefix(call.query["prefix"])
+            parse_name(call.query["vpc"], "vpc"), parse_ipv4_prefix(call.query["prefix"])
         )
         return _json(200, {"schema": schema("route"), "route": route_json(route)})
 
@@ -638,7 +638,7 @@ def _vpc(body: requests.VpcNamed | requests.VpcSettings, where: str = "", name: 
     return Vpc(
         parse_name(name, f"{where}name"),
         parse_vni(body.vni, f"{where}vni"),
-        tuple(parse_prefix(text, f"{where}prefixes") for text in body.prefixes),
+        tuple(parse_ipv4_prefix(text, f"{where}prefixes") for text in body.prefixes),
     )
 
 
@@ -654,9 +654,9 @@ def _route(body: requests.RouteBody, where: str = "") -> Route:
         ) from None
     return Route(
         parse_name(body.vpc, f"{where}vpc"),
-        parse_prefix(body.prefix, f"{where}prefix"),
+        parse_ipv4_prefix(body.prefix, f"{where}prefix"),
         kind,
-        None if body.vtep is None else parse_address(body.vtep, f"{where}vtep"),
+        None if body.vtep is None else parse_ipv4(body.vtep, f"{where}vtep"),
         None if body.mac is None else parse_mac(body.mac, f"{where}mac"),
     )
 
@@ -676,7 +676,7 @@ def _steps_of_filling(state: DesiredState, body: requests.State) -> Iterator[Non
         where = f"vteps[{number}]"
         item = requests.VTEP_NAMED(raw, where)
         vtep = Vtep(
-            parse_address(item.address, f"{where}.address"), parse_mtu(item.mtu, f"{where}.mtu")
+            parse_ipv4(item.address, f"{where}.address"), parse_mtu(item.mtu, f"{where}.mtu")
         )
         if vtep.address in state.vteps:
             raise _twice(f"VTEP {vtep.address}", where)

@@ -8,18 +8,21 @@ import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import (
+    DNS_MAX,
     Guest,
     NodeSettings,
-    parse_address,
+    parse_ipv4,
+    parse_ipv4_prefix,
+    parse_ipv6,
+    parse_link_local,
     parse_mac,
     parse_name,
-    parse_prefix,
 )
 
 T = TypeVar("T")
@@ -148,7 +151,7 @@ class Table:
 
 def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
     default = NodeSettings("default", guest.address, ())
-    vtep = table.need("vtep", parse_address)
+    vtep = table.need("vtep", parse_ipv4)
     if vtep in guest.network:
         raise bad_config(
             f"node.vtep {vtep} is in the guest's range {guest.network}", field="node.vtep"
@@ -179,11 +182,14 @@ def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
 def _guest(table: Table) -> Guest:
     default = Guest()
     guest = Guest(
-        address=table.take("address", parse_address, default.address),
-        gateway=table.take("gateway", parse_address, default.gateway),
-        network=table.take("network", parse_prefix, default.network),
+        address=table.take("address", parse_ipv4, default.address),
+        gateway=table.take("gateway", parse_ipv4, default.gateway),
+        network=table.take("network", parse_ipv4_prefix, default.network),
         mac=table.take("mac", parse_mac, default.mac),
         gateway_mac=table.take("gateway_mac", parse_mac, default.gateway_mac),
+        address6=table.take("address6", parse_ipv6, default.address6),
+        gateway6=table.take("gateway6", parse_link_local, default.gateway6),
+        dns=table.take("dns", _servers, default.dns),
     )
     for name, address in (("address", guest.address), ("gateway", guest.gateway)):
         if not _is_host(address, guest.network):
@@ -246,6 +252,14 @@ def _optional_path(value: object, name: str) -> Path | None:
     return _path(value, name)
 
 
+def _servers(value: object, name: str) -> tuple[IPv4Address, ...]:
+    if not isinstance(value, list) or len(value) > DNS_MAX:
+        raise bad_config(
+            f"{name} is {value!r}", field=name, hint=f"a list of up to {DNS_MAX} IPv4 addresses"
+        )
+    return tuple(parse_ipv4(item, name) for item in value)
+
+
 def _interfaces(value: object, name: str) -> tuple[str, ...]:
     if (
         isinstance(value, list)
@@ -276,4 +290,4 @@ def parse_listen_host(host: str, name: str) -> None:
     """Raise BAD_CONFIG unless `host` is an IPv4 address; any and loopback are fine here."""
     if host == "0.0.0.0" or host.startswith("127."):
         return
-    parse_address(host, name)
+    parse_ipv4(host, name)

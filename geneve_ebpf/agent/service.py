@@ -25,7 +25,7 @@ from geneve_ebpf.model import (
     NodeSettings,
     Vpc,
     endpoint_mac,
-    parse_address,
+    parse_ipv4,
     parse_name,
 )
 
@@ -126,7 +126,7 @@ class Node:
             if address_text is None:
                 address = book.choose(name)
             else:
-                address = parse_address(address_text)
+                address = parse_ipv4(address_text)
                 book.check(name, address)
             if slot_id is None:
                 place = self.pool.lowest_ready()
@@ -270,7 +270,7 @@ class Node:
         details: dict[str, object] = {}
         if present.endpoint.vni != vpc.vni:
             details["vpc"] = {"have": self.vpc_name(present.endpoint.vni), "want": vpc.name}
-        if address is not None and parse_address(address) != present.endpoint.address:
+        if address is not None and parse_ipv4(address) != present.endpoint.address:
             details["address"] = {"have": str(present.endpoint.address), "want": address}
         if slot_id is not None and parse_slot(slot_id) != present.slot:
             details["slot"] = {"have": f"slot-{present.slot}", "want": slot_id}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,9 @@ def test_every_key_is_read(file):
             address = "169.254.9.2"
             gateway = "169.254.9.1"
             network = "169.254.9.0/29"
+            address6 = "FD12:0::2"
+            gateway6 = "fe80::9"
+            dns = ["192.0.2.53"]
             [metrics]
             listen = ""
             per_sandbox = true
@@ -71,6 +74,11 @@ def test_every_key_is_read(file):
     assert (node.run_directory, node.state_directory) == (Path("/run/x/n1"), Path("/var/lib/x/n1"))
     assert node.guest.address == IPv4Address("169.254.9.2")
     assert node.guest.network == IPv4Network("169.254.9.0/29")
+    assert (node.guest.address6, node.guest.gateway6) == (
+        IPv6Address("fd12::2"),
+        IPv6Address("fe80::9"),
+    )
+    assert node.guest.dns == (IPv4Address("192.0.2.53"),)
     assert node.metrics_listen == ""
     assert config.metrics_per_sandbox
     placement = config.placement
@@ -104,6 +112,13 @@ def test_slots_of_the_command_line_win(file):
         (SMALLEST + '[guest]\naddress = "169.254.77.3"', "guest.address"),
         (SMALLEST + '[guest]\naddress = "169.254.77.1"', "guest.gateway"),
         (SMALLEST + '[guest]\nnetwork = "169.254.77.1/30"', "guest.network"),
+        (SMALLEST + '[guest]\naddress6 = "10.0.0.2"', "guest.address6"),
+        (SMALLEST + '[guest]\naddress6 = "fe80::2"', "guest.address6"),
+        (SMALLEST + '[guest]\ngateway6 = "fd00::1"', "guest.gateway6"),
+        (SMALLEST + '[guest]\ngateway6 = "fe80::1%eth0"', "guest.gateway6"),
+        (SMALLEST + '[guest]\ndns = "9.9.9.9"', "guest.dns"),
+        (SMALLEST + '[guest]\ndns = ["fd00::53"]', "guest.dns"),
+        (SMALLEST + '[guest]\ndns = ["9.9.9.9", "9.9.9.10", "9.9.9.11"]', "guest.dns"),
         (SMALLEST + '[metrics]\nlisten = "16081"', "metrics.listen"),
         (SMALLEST + '[metrics]\nlisten = "127.0.0.1:0"', "metrics.listen"),
         (SMALLEST + "[metrics]\nper_sandbox = 1", "metrics.per_sandbox"),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import pytest
 from hypothesis import given
@@ -45,11 +45,38 @@ MALFORMED_ADDRESSES = [
     " 10.0.0.5",
     "10.0.0.5\n",
     "10.0.0.5/32",
-    "fd00::5",
     "ten",
     None,
     5,
     b"\x0a\x00\x00\x05",
+]
+MALFORMED_IPV6 = [
+    "",
+    ":",
+    ":::",
+    "fd00:1:5",
+    "fd00::1::5",
+    "fd00::12345",
+    "fd00::g",
+    "[fd00::5]",
+    " fd00::5",
+    "fd00::5\n",
+    "fd00::5/128",
+    "fd00::5%eth0",
+    "fe80::1%eth0",
+    "fd00::10.0.0.256",
+    None,
+    5,
+    bytes(16),
+]
+NOT_UNICAST_IPV6 = [
+    "::",
+    "::1",
+    "ff02::1",
+    "fe80::1",
+    "febf::1",
+    "::ffff:10.0.0.5",
+    "::FFFF:a00:5",
 ]
 NOT_UNICAST = [
     "0.0.0.0",
@@ -74,7 +101,14 @@ BAD_PREFIXES = [
     "10.0.0.256/24",
     "10.0.0.0/8/8",
     "10.0.0.0/255.0.255.0",
-    "fd00::/64",
+    "fd00::5/64",
+    "fd00::/129",
+    "fd00::/064",
+    "fd00::",
+    "fd00::/ffff::",
+    "fe80::%eth0/64",
+    "fd00:/16",
+    "::ffff:10.0.0.0/104",
     "ten/8",
     None,
     10,
@@ -110,6 +144,9 @@ def refusals(parse, code, values):
         *refusals(model.parse_name, Code.BAD_NAME, BAD_NAMES),
         *refusals(model.parse_vni, Code.BAD_VNI, BAD_VNIS),
         *refusals(model.parse_address, Code.BAD_ADDRESS, MALFORMED_ADDRESSES + NOT_UNICAST),
+        *refusals(model.parse_address, Code.BAD_ADDRESS, MALFORMED_IPV6 + NOT_UNICAST_IPV6),
+        *refusals(model.parse_ipv4, Code.BAD_ADDRESS, [*MALFORMED_ADDRESSES, "fd00::5"]),
+        *refusals(model.parse_ipv6, Code.BAD_ADDRESS, [*MALFORMED_IPV6, "10.0.0.5"]),
         *refusals(model.parse_prefix, Code.BAD_PREFIX, BAD_PREFIXES),
         *refusals(model.parse_mac, Code.BAD_MAC, BAD_MACS),
         *refusals(model.parse_mtu, Code.BAD_MTU, BAD_MTUS),
@@ -178,6 +215,58 @@ def test_a_unicast_address_is_taken(text):
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("fd00:1::5", "fd00:1::5"),
+        ("FD00:0001:0:0:0:0:0:5", "fd00:1::5"),
+        ("fd00:1:0:0:2:0:0:5", "fd00:1::2:0:0:5"),  # the first of two equal runs
+        ("fd00:1:2:3:4:5:0:7", "fd00:1:2:3:4:5:0:7"),  # one group of zeros is no run
+        ("fd00::10.0.0.5", "fd00::a00:5"),
+        ("2001:db8::1", "2001:db8::1"),
+    ],
+)
+def test_any_spelling_of_an_ipv6_address_is_taken_and_shown_as_rfc_5952_says(text, shown):
+    """One address has one text, wherever it shows."""
+    assert str(model.parse_address(text)) == shown
+    assert model.parse_ipv6(text) == IPv6Address(shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("fe80::1%eth0", "fe80::1"), ("::ffff:10.0.0.5", "10.0.0.5")]
+)
+def test_what_was_meant_is_offered(text, hint):
+    """A zone and a mapped address have one likely meaning each."""
+    with pytest.raises(GeneveError) as caught:
+        model.parse_address(text)
+
+    assert caught.value.hint.endswith(hint)
+
+
+def test_a_link_local_address_is_taken_where_a_gateway_is_named():
+    """It is the one place where the link is known."""
+    assert model.parse_link_local("FE80::0:1", "gateway6") == IPv6Address("fe80::1")
+    with pytest.raises(GeneveError) as caught:
+        model.parse_link_local("fd00::1", "gateway6")
+    assert caught.value.code is Code.BAD_ADDRESS
+    assert caught.value.field == "gateway6"
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"),
+    [
+        ("fd00:1::/48", "fd00:1::/48"),
+        ("FD00:1:0::/48", "fd00:1::/48"),
+        ("fd00::5/128", "fd00::5/128"),
+        ("::/0", "::/0"),
+    ],
+)
+def test_an_ipv6_prefix_is_taken(text, prefix):
+    """In any spelling; one address is a prefix as well."""
+    assert model.parse_prefix(text) == IPv6Network(prefix)
+    assert str(model.parse_prefix(text)) == prefix
+
+
+@pytest.mark.parametrize(
     ("text", "prefix"),
     [
         ("10.0.0.0/8", "10.0.0.0/8"),
@@ -190,13 +279,21 @@ def test_a_prefix_is_taken(text, prefix):
     assert model.parse_prefix(text) == IPv4Network(prefix)
 
 
-def test_host_bits_in_a_prefix_are_named_with_the_mend():
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("10.0.0.5/24", "10.0.0.0/24"),
+        ("fd00::5/64", "fd00::/64"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+    ],
+)
+def test_host_bits_in_a_prefix_are_named_with_the_mend(text, meant):
     """The likeliest meaning is offered, not assumed."""
     with pytest.raises(GeneveError) as caught:
-        model.parse_prefix("10.0.0.5/24")
+        model.parse_prefix(text)
 
     assert caught.value.code is Code.BAD_PREFIX
-    assert "10.0.0.0/24" in caught.value.hint
+    assert meant in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["02:00:00:00:00:07", "aA:bB:cC:dD:eE:fF"])
@@ -221,6 +318,39 @@ def test_endpoints_of_a_vpc_have_macs_of_their_own(one, other):
     assert (mac == model.endpoint_mac(other)) == (one == other)
 
 
+def test_an_ipv6_endpoints_mac_is_made_of_its_address():
+    """The same on every node, locally administered, and distinct within any /96."""
+    first = IPv6Address("fd00:1::")
+    macs = [model.endpoint_mac(first + number) for number in range(2000)]
+
+    assert str(model.endpoint_mac(IPv6Address("fd00:1::5"))) == "02:46:cb:96:7a:eb"
+    assert all(str(mac).startswith("02:46:") for mac in macs)
+    assert len(set(macs)) == len(macs)
+
+
+@given(st.ip_addresses())
+def test_an_address_reads_as_it_prints(address):
+    """What one node shows, another takes."""
+    try:
+        parsed = model.parse_address(str(address))
+    except GeneveError:
+        return
+
+    assert parsed == address == ip_address(str(parsed))
+
+
+def test_node_settings_pass_through_json_whole():
+    """It is how a child process gets them."""
+    guest = model.Guest(
+        address6=IPv6Address("fd12::2"),
+        gateway6=IPv6Address("fe80::9"),
+        dns=(IPv4Address("9.9.9.9"),),
+    )
+    settings = model.NodeSettings("n1", IPv4Address("192.0.2.1"), ("eth1",), guest=guest)
+
+    assert model.NodeSettings.from_json(settings.as_json()) == settings
+
+
 def test_the_guests_addresses_fit_together():
     """The same in every slot: two hosts of one small network, two MACs, none an endpoint's."""
     guest = model.Guest()
@@ -228,6 +358,8 @@ def test_the_guests_addresses_fit_together():
     assert {guest.address, guest.gateway} <= set(guest.network.hosts())
     assert guest.address != guest.gateway
     assert guest.mac != guest.gateway_mac
+    assert guest.gateway6.is_link_local
+    assert model.parse_ipv6(str(guest.address6)) == guest.address6
     for mac in (guest.mac, guest.gateway_mac):
         assert model.parse_mac(str(mac)) == mac
 
