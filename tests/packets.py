@@ -76,6 +76,14 @@ def six(address: str) -> str:
     return f"{beside}/{96 + int(length)}" if length else str(beside)
 
 
+def vtep_of(address: str, family: int) -> str:
+    """A VTEP that is known by its IPv4 address, on an underlay of this family."""
+    if family == 4:
+        return address
+    network, _, host = address.rpartition(".")
+    return {"192.0.2": "2001:db8::", "203.0.113": "2001:db8:113::"}[network] + host
+
+
 ALICE6, BOB6, CAROL6, REMOTE6 = six(ALICE), six(BOB), six(CAROL), six(REMOTE)
 
 

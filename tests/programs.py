@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 from scapy.packet import Packet
 
@@ -43,6 +44,7 @@ from tests import packets
 
 SHOT, REDIRECT, PASS_ON = 2, 7, -1  # verdicts
 UPLINK, WIRE_END = "gnvu0", "gnvu1"
+ROUTER_MAC = "02:00:00:00:aa:02"  # the last hop before a node, on the wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,40 @@ class Run:
     traffic: dict[str, tuple[int, int]]  # "slot-0 tx_remote" -> (packets, bytes)
 
 
+def source_port(run: Run) -> int:
+    """Of the outer UDP header, whichever family is outside."""
+    at = 54 if run.frame[12:14] == b"\x86\xdd" else 34
+    return int.from_bytes(run.frame[at : at + 2], "big")
+
+
+def flow_label(run: Run) -> int:
+    """Of the outer IPv6 header."""
+    return int.from_bytes(run.frame[14:18], "big") & 0xFFFFF
+
+
+def assert_dropped(run: Run, row: str, frame: Packet | bytes) -> None:
+    """One row of drops ("tx no_route") grew by this frame, nothing else was counted."""
+    assert run.verdict == SHOT
+    assert run.counted == {row: 1}
+    assert run.counted_bytes == len(bytes(frame))
+    assert run.traffic == {}
+
+
+def assert_passed_on(run: Run, frame: Packet | bytes) -> None:
+    """The next program, and then the host's stack, see every byte as it came."""
+    assert run.verdict == PASS_ON
+    assert run.frame == bytes(frame)
+    assert run.traffic == {}
+
+
 class Node:
     """A node that is up, with slots, in the namespace `netns`."""
 
     def __init__(self, settings: NodeSettings, slot_count: int) -> None:
         self.settings = settings
         self.netns = settings.netns
+        self.family = settings.vtep.version  # of the underlay
+        self.overhead = {4: packets.OVERHEAD, 6: packets.OVERHEAD6}[self.family]
         self.pins = Pins(settings.run_directory)
         self.plane = dataplane.bring_up(settings)
         self._programs = {
@@ -111,6 +141,37 @@ class Node:
         """uplink_rx on what comes from the wire."""
         return self.run("uplink_rx", frame, ifindex=self.uplink, **context)
 
+    def arriving(self, inner: Packet | bytes, **outer: Any) -> Packet:
+        """A frame on the uplink, from PEER to this node unless said otherwise."""
+        if isinstance(inner, bytes):
+            inner = packets.Raw(inner)
+        addressed = {
+            "src": packets.vtep_of(packets.PEER, self.family),
+            "dst": str(self.settings.vtep),
+            "eth_src": ROUTER_MAC,
+            "eth_dst": self.uplink_mac,
+        }
+        return packets.on_wire(inner, **{**addressed, **outer})
+
+    def tunnelled(self, run: Run, inner: Packet | bytes, **outer: Any) -> bytes:
+        """
+        What `run` must have sent: this inner frame from this node to PEER.
+
+        Source port and flow label are taken from it, as the kernel's hash of
+        a flow is another after each boot.
+        """
+        if isinstance(inner, bytes):
+            inner = packets.Raw(inner)
+        ip = dict(outer.pop("ip", {}))
+        if self.family == 6:
+            ip.setdefault("fl", flow_label(run))
+        ends = {
+            "src": packets.vtep_of(packets.NODE, self.family),
+            "dst": packets.vtep_of(packets.PEER, self.family),
+            "sport": source_port(run),
+        }
+        return bytes(packets.on_wire(inner, ip=ip, **{**ends, **outer}))
+
     def run(self, program: str, frame: Packet | bytes, **context: int) -> Run:
         """A program on a frame, on any interface of the namespace."""
         before, traffic_before = self.counted(), self._traffic()
@@ -146,35 +207,40 @@ class Node:
 
     # -- furnishing
 
-    def attach(self, slot: int, sandbox: str, vni: int, address: str) -> None:
-        """Bind a slot, as the agent does."""
-        mac = MacAddress(bytes.fromhex(packets.mac_of(address).replace(":", "")))
-        self.plane.attach(slot, sandbox, Endpoint(vni, IPv4Address(address), mac))
+    def attach(self, slot: int, sandbox: str, vni: int, *addresses: str) -> None:
+        """Bind a slot, as the agent does, to an address of either family or one of each."""
+        found = {one.version: one for one in map(ip_address, addresses)}
+        mac = MacAddress(bytes.fromhex(packets.mac_of(addresses[0]).replace(":", "")))
+        four, six = found.get(4), found.get(6)
+        assert four is None or isinstance(four, IPv4Address)
+        assert six is None or isinstance(six, IPv6Address)
+        self.plane.attach(slot, sandbox, Endpoint(vni, four, mac, six))
 
     def route(self, vni: int, prefix: str, kind: RouteKind, vtep: str = "", mac: str = "") -> None:
         """Set one route of a VPC."""
         octets = MacAddress(bytes.fromhex(mac.replace(":", ""))) if mac else None
-        route = Route("", IPv4Network(prefix), kind, IPv4Address(vtep) if vtep else None, octets)
+        route = Route("", ip_network(prefix), kind, ip_address(vtep) if vtep else None, octets)
         self.plane.set_routes([(vni, route)])
 
     def vtep(self, address: str, mtu: int = 0) -> None:
         """Make a VTEP known."""
-        self.plane.add_vtep(Vtep(IPv4Address(address), mtu))
+        self.plane.add_vtep(Vtep(ip_address(address), mtu))
 
     def raw_route(self, vni: int, prefix: str, kind: int, nexthop: int) -> None:
         """A route that the data-plane library would never write."""
-        network = IPv4Network(prefix)
-        address = Address.of(network.network_address)
+        network = ip_network(prefix)
+        bits = 32 + (96 if network.version == 4 else 0) + network.prefixlen
         table: Table[RouteKey, RouteValue] = Table(
             self.pins.map("routes_lpm"), RouteKey, RouteValue
         )
-        table.set(RouteKey(128 + network.prefixlen, vni, address), RouteValue(kind, nexthop))
+        key = RouteKey(bits, vni, Address.of(network.network_address))
+        table.set(key, RouteValue(kind, nexthop))
         table.close()
 
     @contextmanager
     def exact_route(self, vni: int, address: str, kind: int) -> Iterator[None]:
-        """A route of 32 bits without a next hop, meanwhile."""
-        key = HostKey(vni, Address.of(IPv4Address(address)))
+        """A route of a whole address without a next hop, meanwhile."""
+        key = HostKey(vni, Address.of(ip_address(address)))
         table: Table[HostKey, RouteValue] = Table(
             self.pins.map("routes_exact"), HostKey, RouteValue
         )
@@ -188,7 +254,7 @@ class Node:
     @contextmanager
     def endpoint_of(self, vni: int, address: str, *, generation: int, slot: int) -> Iterator[None]:
         """Half an attachment, as a crash between two writes would leave it."""
-        key = EndpointKey(vni, Address.of(IPv4Address(address)))
+        key = EndpointKey(vni, Address.of(ip_address(address)))
         table: Table[EndpointKey, EndpointValue] = Table(
             self.pins.map("endpoints"), EndpointKey, EndpointValue
         )
@@ -233,25 +299,31 @@ def _growth(
 
 
 def _furnish_underlay() -> None:
-    """An uplink with the VTEP's address. Its other end is the wire: up, and nobody's."""
+    """An uplink with addresses of both families. Its other end is the wire: up, and nobody's."""
     with IPRoute() as ip:
         links.set_up(ip, 1)
         uplink = links.make_veth(ip, UPLINK, {"ifname": WIRE_END}, mtu=1500)
         wire = links.index_of(ip, WIRE_END)
         links.disable_ipv6(WIRE_END)
         ip.addr("add", index=uplink, address=packets.NODE, prefixlen=24)
+        # 2: IFA_F_NODAD, usable at once
+        ip.addr("add", index=uplink, address=packets.NODE6, prefixlen=64, flags=2)
         links.set_up(ip, wire)
         links.set_up(ip, uplink)
 
 
 @contextmanager
-def loaded(slot_count: int) -> Iterator[Node]:
-    """A node in a new namespace, up and with its slots; everything is gone afterwards."""
+def loaded(slot_count: int, vtep: str = packets.NODE) -> Iterator[Node]:
+    """
+    A node in a new namespace, up and with its slots; everything is gone afterwards.
+
+    Its underlay has the family of `vtep`, one of NODE and NODE6.
+    """
     root = Path(tempfile.mkdtemp(prefix="gnv-test-", dir="/run"))
     netns = root / "node.netns"
     settings = NodeSettings(
         name="node",
-        vtep=IPv4Address(packets.NODE),
+        vtep=ip_address(vtep),
         uplinks=(UPLINK,),
         netns=netns,
         run_root=root,
