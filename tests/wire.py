@@ -186,6 +186,26 @@ def parse_geneve(data: bytes) -> Geneve:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """RFC 8926 section 3.5. The uppermost bit of the type: whoever ends the tunnel must know it."""
+
+    option_class: int
+    kind: int
+    data: bytes
+
+
+def parse_options(data: bytes) -> list[Option]:
+    """The options of a Geneve header, in their order. Raises ValueError if their lengths lie."""
+    found = []
+    while data:
+        if len(data) < 4 or len(data) < (size := 4 + (data[3] & 31) * 4):
+            raise ValueError(f"an option is cut off: {data.hex()}")
+        found.append(Option(int.from_bytes(data[:2], "big"), data[2], data[4:size]))
+        data = data[size:]
+    return found
+
+
 def parse_tunnel(data: bytes, port: int = GENEVE_PORT) -> Tunnel | None:
     """The Geneve packet in an Ethernet frame; None if the frame is something else."""
     eth = parse_ethernet(data)
