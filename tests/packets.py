@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -65,6 +66,7 @@ OVERHEAD6 = 40 + 8 + 8 + 14
 BLUE, RED = 0x00ABCD, 43
 ALICE, BOB = "10.0.1.5", "10.0.1.6"  # in BLUE
 CAROL = "10.0.1.5"  # in RED
+DORA = "10.0.1.7"  # in BLUE, without an IPv6 address
 REMOTE = "10.0.2.9"  # in BLUE, behind PEER
 NO_MAC = "00:00:00:00:00:00"  # filled in by the kernel's neighbour code
 
@@ -85,6 +87,7 @@ def vtep_of(address: str, family: int) -> str:
 
 
 ALICE6, BOB6, CAROL6, REMOTE6 = six(ALICE), six(BOB), six(CAROL), six(REMOTE)
+EMIL6 = six("10.0.1.8")  # in BLUE, without an IPv4 address
 
 
 def is_six(address: str) -> bool:
@@ -127,10 +130,9 @@ def to_guest(payload: Packet | bytes, src: str, **ip: object) -> Packet:
     return Ether(src=GATEWAY_MAC, dst=GUEST_MAC) / header / payload
 
 
-def on_wire(
-    inner: Packet,
+def in_udp(
+    payload: Packet | bytes,
     *,
-    vni: int = BLUE,
     src: str = NODE,
     dst: str = PEER,
     sport: int = 50000,
@@ -139,10 +141,9 @@ def on_wire(
     eth_dst: str = NO_MAC,
     ip: dict[str, object] | None = None,
     udp: dict[str, object] | None = None,
-    **geneve: object,
 ) -> Packet:
     """
-    An inner frame in Geneve, as our nodes write it where nothing else is said.
+    A datagram on the underlay, with outer headers as our nodes write them.
 
     The family is that of the addresses: `ip` has scapy's names for its header,
     and `extension` in it is put between an IPv6 header and UDP.
@@ -159,9 +160,22 @@ def on_wire(
         Ether(src=eth_src, dst=eth_dst)
         / header
         / UDP(**{"sport": sport, "dport": dport, "chksum": 0, **(udp or {})})
-        / GENEVE(**{"vni": vni, "proto": 0x6558, **geneve})
-        / inner
+        / payload
     )
+
+
+OUTER_FIELDS = ("src", "dst", "sport", "dport", "eth_src", "eth_dst", "ip", "udp")
+
+
+def on_wire(inner: Packet, *, vni: int = BLUE, **fields: Any) -> Packet:
+    """
+    An inner frame in Geneve, as our nodes write it where nothing else is said.
+
+    `fields` are those of `in_udp` and, by scapy's names, of the Geneve header.
+    """
+    outer = {name: fields.pop(name) for name in OUTER_FIELDS if name in fields}
+    header = GENEVE(**{"vni": vni, "proto": 0x6558, **fields})
+    return in_udp(header / inner, **outer)
 
 
 def in_vpc(

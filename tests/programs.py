@@ -141,17 +141,23 @@ class Node:
         """uplink_rx on what comes from the wire."""
         return self.run("uplink_rx", frame, ifindex=self.uplink, **context)
 
-    def arriving(self, inner: Packet | bytes, **outer: Any) -> Packet:
-        """A frame on the uplink, from PEER to this node unless said otherwise."""
+    def arriving(self, inner: Packet | bytes, **fields: Any) -> Packet:
+        """Geneve on the uplink, from PEER to this node unless said otherwise."""
         if isinstance(inner, bytes):
             inner = packets.Raw(inner)
-        addressed = {
+        return packets.on_wire(inner, **{**self._towards_us(), **fields})
+
+    def datagram(self, payload: bytes, **fields: Any) -> Packet:
+        """The same with anything behind UDP."""
+        return packets.in_udp(packets.Raw(payload), **{**self._towards_us(), **fields})
+
+    def _towards_us(self) -> dict[str, str]:
+        return {
             "src": packets.vtep_of(packets.PEER, self.family),
             "dst": str(self.settings.vtep),
             "eth_src": ROUTER_MAC,
             "eth_dst": self.uplink_mac,
         }
-        return packets.on_wire(inner, **{**addressed, **outer})
 
     def tunnelled(self, run: Run, inner: Packet | bytes, **outer: Any) -> bytes:
         """
