@@ -20,12 +20,15 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from geneve_ebpf.host import messages
+from geneve_ebpf.host.netlink import RouteSocket
+
 _SIOCETHTOOL = 0x8946
 _SIOCGIFFLAGS = 0x8913
 _ETHTOOL_GLINK, _ETHTOOL_STSO, _ETHTOOL_SGRO = 0x0A, 0x1F, 0x2C
 _ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO, _ETHTOOL_SFEATURES = 0x1B, 0x37, 0x3B
 _FEATURE_NAMES, _NAME_SIZE = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
-_IFF_UP, _IFF_RUNNING, _IFF_NOARP = 0x1, 0x40, 0x80
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
 
 
 def index_of(ip: IPRoute, name: str) -> int:
@@ -65,13 +68,13 @@ def make_veth(ip: IPRoute, name: str, peer: dict[str, Any], *, mtu: int) -> int:
     return index_of(ip, name)
 
 
-def silence(ip: IPRoute, index: int, name: str) -> None:
+def silence(door: RouteSocket, index: int, name: str) -> None:
     """No address of any kind will ever be used on it: no ARP, no IPv6.
 
     The host's stack then neither speaks nor listens there; daemons that bind to
     it all the same meet sandbox_tx and sandbox_guard.
     """
-    ip.link("set", index=index, flags=_IFF_NOARP, change=_IFF_NOARP)
+    door.tell_all([messages.link_arp(index, False)])
     disable_ipv6(name)
 
 
@@ -80,6 +83,15 @@ def disable_ipv6(name: str) -> None:
     path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
     if path.exists():
         path.write_text("1")
+
+
+def believe_no_router(name: str) -> bool:
+    """Take nothing from router advertisements. False where the kernel has no IPv6 at all."""
+    setting = Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra")
+    if not setting.exists():
+        return False
+    setting.write_text("0")
+    return True
 
 
 def set_up(ip: IPRoute, index: int) -> None:

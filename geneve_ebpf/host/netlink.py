@@ -8,11 +8,15 @@ also keeps the event loop that IPRoute runs out of the way.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pyroute2 import IPRoute
+
+from geneve_ebpf.host.messages import Request
 
 __all__ = ["IPRoute", "RouteSocket"]
 
@@ -21,14 +25,24 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
 
 
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(type, sequence, body) of each netlink message in what was received."""
+    at = 0
+    while at < len(data):
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
+        yield kind, sequence, data[at + _HEADER.size : at + length]
+        at += (length + 3) & ~3
+
+
 class RouteSocket:
     """NETLINK_ROUTE in the network namespace the thread is in when this is made."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 0) -> None:
+        """groups: RTMGRP_* of notifications to hear; `listen` then, and nothing else."""
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
-        self._socket.bind((0, 0))
+        self._socket.bind((0, groups))
         self._sequence = 0
 
     def close(self) -> None:
@@ -44,6 +58,48 @@ class RouteSocket:
         """Send one request and wait for its acknowledgement. Raises OSError."""
         self._send(message, kind, flags | _NLM_F_ACK)
         self._receive(type(message))
+
+    def tell_all(self, requests: Sequence[Request]) -> None:
+        """Send requests in one go; the kernel obeys them in this order, each by itself.
+
+        Raises the OSError of the first that was refused, when all are answered.
+        """
+        first = self._sequence + 1
+        sent = bytearray()
+        for request in requests:
+            self._sequence += 1
+            sent += _HEADER.pack(
+                _HEADER.size + len(request.body),
+                request.kind,
+                request.flags | _NLM_F_REQUEST | _NLM_F_ACK,
+                self._sequence,
+                0,
+            )
+            sent += request.body
+        self._socket.send(sent)
+        refused = 0
+        left = len(requests)
+        while left:
+            for kind, sequence, body in _messages(self._socket.recv(1 << 18)):
+                if sequence >= first and kind == _NLMSG_ERROR:
+                    (code,) = struct.unpack_from("=i", body)
+                    refused = refused or -code
+                    left -= 1
+        if refused:
+            raise OSError(refused, os.strerror(refused))
+
+    def listen(self, seconds: float | None = None) -> list[tuple[int, bytes]]:
+        """The next notifications, as (type, body). None within that time: [].
+
+        Raises OSError ENOBUFS when some were lost.
+        """
+        if not select.select([self._socket], [], [], seconds)[0]:
+            return []
+        return [(kind, body) for kind, _, body in _messages(self._socket.recv(1 << 18))]
+
+    def fileno(self) -> int:
+        """For select."""
+        return self._socket.fileno()
 
     def dump(self, message: Any, kind: int) -> list[Any]:
         """Send one dump request; the answers, decoded as `message`'s class. Raises OSError."""

@@ -7,18 +7,23 @@ All the netlink of a sandbox's life happens here, before and after it lives.
 from __future__ import annotations
 
 import os
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyroute2 import IPRoute
 
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.host import links, namespaces, tc
+from geneve_ebpf.host import links, messages, namespaces, tc
 from geneve_ebpf.host.netlink import RouteSocket
 from geneve_ebpf.model import Guest
 
 GUEST_INTERFACE = "eth0"
+_ADDRESS_PATIENCE = 0.05  # seconds; after that the slot may say which group it is in
+_LOOPBACK = 1  # index of `lo`, in every namespace
 
 
 def host_interface(index: int) -> str:
@@ -55,15 +60,18 @@ def make(ip: IPRoute, door: RouteSocket, place: Place, index: int) -> int:
     namespace = namespaces.create(netns)
     ifindex = 0
     try:
-        peer = {
-            "ifname": GUEST_INTERFACE,
-            "address": str(place.guest.mac),
-            "net_ns_fd": namespace,
-        }
-        ifindex = links.make_veth(ip, name, peer, mtu=place.mtu)
-        links.silence(ip, ifindex, name)
+        pair = messages.veth(
+            name,
+            GUEST_INTERFACE,
+            peer_mac=place.guest.mac.octets,
+            peer_namespace=namespace,
+            mtu=place.mtu,
+        )
+        door.tell_all([pair])
+        ifindex = socket.if_nametoindex(name)
+        links.silence(door, ifindex, name)
         links.set_tso(name, False)
-        _furnish(namespace, place.guest)
+        ipv6 = _take_address6(namespace, place.guest)
         if not tc.add_clsact(
             door, ifindex, ingress_block=place.block, egress_block=place.block + 1
         ):
@@ -82,7 +90,8 @@ def make(ip: IPRoute, door: RouteSocket, place: Place, index: int) -> int:
                     f"the shared block {block} does not hold our program alone",
                     hint="another tool changed it: geneve-ebpf node down, then start again",
                 )
-        links.set_up(ip, ifindex)
+        _furnish(namespace, place.guest, ipv6=ipv6)
+        door.tell_all([messages.link_up(ifindex)])
         _await_transmission(namespace)
     except BaseException:
         if ifindex:
@@ -94,48 +103,82 @@ def make(ip: IPRoute, door: RouteSocket, place: Place, index: int) -> int:
     return ifindex
 
 
-def _furnish(namespace: int, guest: Guest) -> None:
-    """Inside: loopback, eth0 with the guest address, the gateway as only neighbour.
-
-    A /32 with an on-link gateway whose MAC is permanent: the sandbox needs no
-    entry of the neighbour table, which all namespaces of the host share.
-    """
+@contextmanager
+def _within(namespace: int) -> Iterator[None]:
+    """This thread is in the namespace meanwhile."""
     before = namespaces.current()
-    namespaces.enter(namespace)
     try:
-        links.disable_ipv6(GUEST_INTERFACE)
+        namespaces.enter(namespace)
+        try:
+            yield
+        finally:
+            namespaces.enter(before)
+    finally:
+        os.close(before)
+
+
+def _take_address6(namespace: int, guest: Guest) -> bool:
+    """Inside: the IPv6 address, without a word on the link. False if the kernel has no IPv6.
+
+    No link-local address, so no router is looked for; no router believed that
+    speaks unasked; no duplicate address detection; and no report of the
+    address's solicited-node group, since the kernel joins none for an address
+    that an interface without ARP takes up. Nobody on this link will solicit.
+    """
+    with _within(namespace):
+        if not links.believe_no_router(GUEST_INTERFACE):
+            return False
+        eth0 = socket.if_nametoindex(GUEST_INTERFACE)
+        with RouteSocket() as inside, RouteSocket(messages.ADDRESSES6) as ear:
+            inside.tell_all(
+                [
+                    messages.no_link_local(eth0),
+                    messages.link_arp(eth0, False),
+                    messages.address(eth0, guest.address6),
+                ]
+            )
+            # Said when the kernel has done with it, a little later in a thread of its
+            # own. ARP must not be back before.
+            ear.listen(_ADDRESS_PATIENCE)
+    return True
+
+
+def _furnish(namespace: int, guest: Guest, *, ipv6: bool) -> None:
+    """Inside: loopback and eth0 up, the guest address, the gateway as only neighbour.
+
+    Addresses alone, a gateway on the link whose MAC is permanent, in both
+    families: the sandbox needs no entry of the neighbour table, which all
+    namespaces of the host share.
+    """
+    with _within(namespace):
         links.set_gro(GUEST_INTERFACE, True)
         # UDP GSO frames that cross whole cannot be delivered (DROP_MERGED_UDP):
         # have them cut up before they leave.
         links.set_feature(GUEST_INTERFACE, "tx-udp-segmentation", False)
-        with IPRoute() as inside:
-            links.set_up(inside, 1)
-            eth0 = links.index_of(inside, GUEST_INTERFACE)
-            inside.addr("add", index=eth0, address=str(guest.address), prefixlen=32)
-            links.set_up(inside, eth0)
-            inside.neigh(
-                "add",
-                ifindex=eth0,
-                dst=str(guest.gateway),
-                lladdr=str(guest.gateway_mac),
-                state=0x80,  # NUD_PERMANENT
-            )
-            inside.route("add", dst=f"{guest.gateway}/32", oif=eth0, scope=253)  # on link
-            inside.route("add", dst="0.0.0.0/0", gateway=str(guest.gateway), oif=eth0)
-    finally:
-        namespaces.enter(before)
-        os.close(before)
+        eth0 = socket.if_nametoindex(GUEST_INTERFACE)
+        mac = guest.gateway_mac.octets
+        requests = [
+            messages.link_up(_LOOPBACK),
+            messages.link_arp(eth0, True),
+            messages.address(eth0, guest.address),
+            messages.link_up(eth0),
+            messages.neighbour(eth0, guest.gateway, mac),
+            messages.on_link(eth0, guest.gateway),
+            messages.default_route(eth0, guest.gateway),
+        ]
+        if ipv6:
+            requests += [
+                messages.neighbour(eth0, guest.gateway6, mac),
+                messages.default_route(eth0, guest.gateway6),
+            ]
+        with RouteSocket() as inside:
+            inside.tell_all(requests)
 
 
 def _await_transmission(namespace: int) -> None:
     """eth0 was up before its peer: its first frames must not be lost."""
-    before = namespaces.current()
-    namespaces.enter(namespace)
-    try:
+    with _within(namespace):
         links.wait_running(GUEST_INTERFACE)
-    finally:
-        namespaces.enter(before)
-        os.close(before)
 
 
 def drop(place: Place, index: int) -> None:

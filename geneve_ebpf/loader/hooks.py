@@ -63,7 +63,7 @@ def hang_blocks(ip: IPRoute, door: RouteSocket, pins: Pins) -> tuple[int, int]:
         taken = tc.blocks_in_use(door)
         block = next(n for n in range(_FIRST_BLOCK, 1 << 20, 2) if not taken & {n, n + 1})
         anchor = links.make_veth(ip, ANCHOR, {"ifname": f"{ANCHOR}-peer"}, mtu=1500)
-        links.silence(ip, anchor, ANCHOR)
+        links.silence(door, anchor, ANCHOR)
         links.disable_ipv6(f"{ANCHOR}-peer")
         tc.add_clsact(door, anchor, ingress_block=block, egress_block=block + 1)
     links.set_alias(ip, anchor, str(pins.root.parent))

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in a slot before anybody is attached: both families, and not a word on the link."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.nodes import Bed, Node, inside, run
+
+pytestmark = pytest.mark.kernel
+
+SLOTS = 20
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Bed("slots") as bed:
+        netns, other = bed.namespace("a"), bed.namespace("b")
+        bed.wire(netns, "uplink0", other, "uplink0")
+        bed.address(netns, "192.0.2.1/24", "uplink0")
+        yield bed.node(netns, "192.0.2.1")
+
+
+def received(node: Node, slot: int) -> int:
+    """Packets that came out of a slot."""
+    (shown,) = json.loads(node.run("ip", "-j", "-s", "link", "show", node.host_interface(slot)))
+    return int(shown["stats64"]["rx"]["packets"])
+
+
+def shown(node: Node, slot: int, *words: str) -> Any:
+    """What `ip` says inside a slot."""
+    return json.loads(run(*inside(node.place.netns(slot), "ip", "-j", *words)) or "[]")
+
+
+def test_a_slot_is_made_without_a_frame(node: Node) -> None:
+    """No router solicitation, no duplicate address detection, no report of a group: thousands of
+    slots are made on a node, and each frame would be one to drop."""
+    made = node.make_slots(SLOTS)
+
+    time.sleep(2.5)  # what the kernel would say twice, and at random, it has said by now
+
+    assert [received(node, slot) for slot in made] == [0] * SLOTS
+    assert node.drops() == {}
+    node.bed.clear()
+
+
+def test_a_slot_has_both_families(node: Node) -> None:
+    """An address each, alone; a gateway each, whose MAC is known for good; nothing on the link."""
+    (slot,) = node.make_slots()
+    guest = node.settings.guest
+
+    (link,) = shown(node, slot, "address", "show", "dev", "eth0")
+    addresses = {(one["local"], one["prefixlen"], one["scope"]) for one in link["addr_info"]}
+    routes = shown(node, slot, "-4", "route") + shown(node, slot, "-6", "route")
+    neighbours = {
+        (one["dst"], one["lladdr"], *one["state"]) for one in shown(node, slot, "neighbour")
+    }
+
+    assert addresses == {(str(guest.address), 32, "global"), (str(guest.address6), 128, "global")}
+    assert {"BROADCAST", "MULTICAST", "UP"} <= set(link["flags"])
+    assert "NOARP" not in link["flags"]
+    assert {(one["dst"], one.get("gateway")) for one in routes} == {
+        ("default", str(guest.gateway)),
+        (str(guest.gateway), None),
+        ("default", str(guest.gateway6)),
+        (str(guest.address6), None),
+    }
+    mac = str(guest.gateway_mac)
+    assert neighbours == {
+        (str(guest.gateway), mac, "PERMANENT"),
+        (str(guest.gateway6), mac, "PERMANENT"),
+    }
+    assert run(*inside(node.place.netns(slot), "sysctl", "-n", "net.ipv6.conf.eth0.accept_ra")) == (
+        "0\n"
+    )
+    node.bed.clear()
+
+
+def test_the_host_side_of_a_slot_has_no_ipv6(node: Node) -> None:
+    """Nobody on the host can be spoken to from in there."""
+    (slot,) = node.make_slots()
+    name = node.host_interface(slot)
+
+    assert node.run("ip", "-6", "address", "show", "dev", name) == ""
+    assert node.run("sysctl", "-n", f"net.ipv6.conf.{name}.disable_ipv6") == "1\n"
+    node.bed.clear()
