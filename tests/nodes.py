@@ -17,8 +17,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
+from socket import AF_INET
 from typing import Any
 
 from geneve_ebpf import dataplane
@@ -63,6 +64,18 @@ def socket_in(netns: Path, family: int, kind: int, protocol: int = 0) -> socket.
         return socket.socket(family, kind, protocol)
 
 
+def family_of(address: object) -> int:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET6 if ":" in str(address) else socket.AF_INET
+
+
+def six(address: str) -> str:
+    """The IPv6 address that belongs to an IPv4 one in every bed, or the prefix to a prefix."""
+    network, _, length = address.partition("/")
+    beside = IPv6Address(int(IPv6Address("fd00:6e76::")) + int(IPv4Address(network)))
+    return f"{beside}/{96 + int(length)}" if length else str(beside)
+
+
 def ping(netns: Path, address: object, *options: object, count: int = 3, wait: float = 1) -> int:
     """How many of `count` echo requests were answered, the last one within `wait` seconds."""
     words = ("ping", "-n", "-q", "-c", count, "-i", "0.02", "-W", wait, *options, address)
@@ -78,13 +91,19 @@ def ping(netns: Path, address: object, *options: object, count: int = 3, wait: f
 
 
 class Host:
-    """Somebody with an interface in a namespace, and an address that others reach it by."""
+    """Somebody with an interface in a namespace, and addresses that others reach it by.
 
-    def __init__(self, bed: Bed, netns: Path, interface: str, address: str) -> None:
+    address6: the one of IPv6 where it has both; who has one alone has it in `address`.
+    """
+
+    def __init__(
+        self, bed: Bed, netns: Path, interface: str, address: str, address6: str = ""
+    ) -> None:
         self.bed = bed
         self.netns = netns
         self.interface = interface
         self.address = address
+        self.address6 = address6
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket inside, closed when the test ends."""
@@ -92,9 +111,9 @@ class Host:
         self.bed.keep(made)
         return made
 
-    def udp(self, port: int = 0) -> socket.socket:
+    def udp(self, port: int = 0, family: int = AF_INET) -> socket.socket:
         """A UDP socket inside, with a second to wait and a large buffer."""
-        made = self.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made = self.socket(family, socket.SOCK_DGRAM)
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
         made.bind(("", port))
         made.settimeout(2)
@@ -124,15 +143,20 @@ class Host:
 
 
 class Sandbox(Host):
-    """A slot with somebody attached."""
+    """A slot with somebody attached: an address of either family, or of both."""
 
-    def __init__(self, node: Node, slot: int, name: str, vni: int, address: str) -> None:
-        super().__init__(node.bed, node.place.netns(slot), slots.GUEST_INTERFACE, address)
+    def __init__(
+        self, node: Node, slot: int, name: str, vni: int, address: str, address6: str = ""
+    ) -> None:
+        super().__init__(node.bed, node.place.netns(slot), slots.GUEST_INTERFACE, address, address6)
         self.node = node
         self.slot = slot
         self.name = name
         self.vni = vni
-        self.endpoint = Endpoint(vni, IPv4Address(address), endpoint_mac(IPv4Address(address)))
+        both = [ip_address(one) for one in (address, address6) if one]
+        of_ipv4 = next((one for one in both if one.version == 4), None)
+        of_ipv6 = next((one for one in both if one.version == 6), None)
+        self.endpoint = Endpoint(vni, of_ipv4, endpoint_mac(both[0]), of_ipv6)
         self.attachment = node.plane.attach(slot, name, self.endpoint)
 
     def detach(self) -> dataplane.Counters:
@@ -213,10 +237,10 @@ class Node:
                 self.plane.add_slot(index, slots.make(ip, door, self.place, index))
         return indexes
 
-    def sandbox(self, vni: int, address: str, name: str = "") -> Sandbox:
-        """A new sandbox on a slot of its own."""
+    def sandbox(self, vni: int, address: str, name: str = "", address6: str = "") -> Sandbox:
+        """A new sandbox on a slot of its own, with an address of either family, or of both."""
         (slot,) = self.make_slots()
-        return Sandbox(self, slot, name or f"s{slot}", vni, address)
+        return Sandbox(self, slot, name or f"s{slot}", vni, address, address6)
 
     def destroy_slots(self, indexes: Iterable[int] | None = None) -> None:
         """Detach who is there and destroy slots, all of them unless some are named."""
@@ -244,15 +268,15 @@ class Node:
         """Accept Geneve from these."""
         for other in others:
             vtep = other if isinstance(other, str) else other.vtep
-            self.plane.add_vtep(Vtep(IPv4Address(vtep)))
+            self.plane.add_vtep(Vtep(ip_address(vtep)))
 
     def route(self, vni: int, prefix: str, to: Node | str | None, **more: Any) -> None:
         """Send a prefix to another node; None: to nowhere."""
-        network = IPv4Network(prefix)
+        network = ip_network(prefix)
         if to is None:
             self.plane.set_routes([(vni, Route("", network, RouteKind.BLACKHOLE))])
             return
-        vtep = IPv4Address(to if isinstance(to, str) else to.vtep)
+        vtep = ip_address(to if isinstance(to, str) else to.vtep)
         self.plane.set_routes([(vni, Route("", network, RouteKind.REMOTE, vtep, **more))])
 
     def drops(self) -> dict[str, int]:
@@ -325,8 +349,13 @@ class Bed:
             run("ip", "-n", netns.name, "link", "set", name, "up")
 
     def address(self, netns: Path, address: str, interface: str) -> None:
-        """Give an interface an address, with its length."""
-        run("ip", "-n", netns.name, "address", "add", address, "dev", interface)
+        """Give an interface an address, with its length. Only one of IPv6 lets it speak that."""
+        words = ["ip", "-n", netns.name, "address", "add", address, "dev", interface]
+        if family_of(address) == socket.AF_INET6:
+            with namespaces.entering(netns):
+                Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("0")
+            words.append("nodad")
+        run(*words)
 
     def route_over_both(self, netns: Path, target: str, other: int) -> None:
         """Two equal ways, by uplink0 and uplink1, to an address behind host `other`."""
@@ -343,7 +372,7 @@ class Bed:
         """Bring a node up in a namespace that has its interfaces already."""
         settings = NodeSettings(
             name=netns.name.removeprefix(f"{PREFIX}-"),
-            vtep=IPv4Address(vtep),
+            vtep=ip_address(vtep),
             uplinks=uplinks or ("uplink0",),
             netns=netns,
             run_root=RUN_ROOT,
@@ -393,16 +422,17 @@ def _forget_run_root() -> None:
         RUN_ROOT.rmdir()
 
 
-def two_nodes(bed: Bed, *, mtu: int = 1500, **more: Any) -> tuple[Node, Node]:
-    """Two nodes on one wire that know each other.
+def two_nodes(bed: Bed, *, mtu: int = 1500, outside: int = 4, **more: Any) -> tuple[Node, Node]:
+    """Two nodes on one wire that know each other, by the family `outside`.
 
     In both VPCs 10.0.1.0/24 is the first node's and 10.0.2.0/24 the second's.
     """
+    network, length = ("192.0.2.", 24) if outside == 4 else ("2001:db8::", 64)
     first, second = bed.namespace("a"), bed.namespace("b")
     bed.wire(first, "uplink0", second, "uplink0", mtu=mtu)
-    bed.address(first, "192.0.2.1/24", "uplink0")
-    bed.address(second, "192.0.2.2/24", "uplink0")
-    a, b = bed.node(first, "192.0.2.1", **more), bed.node(second, "192.0.2.2", **more)
+    bed.address(first, f"{network}1/{length}", "uplink0")
+    bed.address(second, f"{network}2/{length}", "uplink0")
+    a, b = bed.node(first, f"{network}1", **more), bed.node(second, f"{network}2", **more)
     introduce(a, b)
     return a, b
 
@@ -426,7 +456,8 @@ def send_tcp(source: Host, target: Host, data: bytes, to: str = "") -> str:
 
     Fails with a timeout when the stream stalls for five seconds.
     """
-    listener = target.socket(socket.AF_INET, socket.SOCK_STREAM)
+    family = family_of(to or target.address)
+    listener = target.socket(family, socket.SOCK_STREAM)
     listener.settimeout(5)
     listener.bind(("", 0))
     listener.listen(1)
@@ -436,7 +467,7 @@ def send_tcp(source: Host, target: Host, data: bytes, to: str = "") -> str:
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
 
-    with source.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+    with source.socket(family, socket.SOCK_STREAM) as client:
         client.settimeout(5)
         client.connect((to or target.address, listener.getsockname()[1]))
         accepted, _ = listener.accept()
@@ -458,10 +489,10 @@ class Stream:
 
     def __init__(self, source: Path, target: Path, to: str, port: int = 7000) -> None:
         self._to = (to, port)
-        self._receiver = socket_in(target, socket.AF_INET, socket.SOCK_DGRAM)
+        self._receiver = socket_in(target, family_of(to), socket.SOCK_DGRAM)
         self._receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
         self._receiver.bind(("", port))
-        self._sender = socket_in(source, socket.AF_INET, socket.SOCK_DGRAM)
+        self._sender = socket_in(source, family_of(to), socket.SOCK_DGRAM)
         self._stop = threading.Event()
         self.sent = 0
         self.errors: list[OSError] = []

@@ -11,16 +11,19 @@ import select
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
 from geneve_ebpf.host import namespaces
 
 ETH_ALL, IPV4, ARP, VLAN, TRANSPARENT_ETHERNET = 0x0003, 0x0800, 0x0806, 0x8100, 0x6558
-ICMP, TCP, UDP = 1, 6, 17
+IPV6 = 0x86DD
+ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58
+HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS = 0, 43, 44, 60
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 GENEVE_PORT = 6081
 UNDERLAY = IPv4Network("192.0.2.0/23")  # every bed's outer addresses
+UNDERLAY6 = IPv6Network("2001:db8::/32")
 
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_AUXDATA = 263, 6, 8
 _PACKET_OUTGOING = 4
@@ -96,6 +99,47 @@ class Ipv4:
 
 
 @dataclass(frozen=True, slots=True)
+class Ipv6:
+    """An IPv6 packet, cut to its length; the names are those of `Ipv4`.
+
+    Extension headers count as header, and `protocol` is what follows them.
+    """
+
+    source: IPv6Address
+    destination: IPv6Address
+    protocol: int
+    ttl: int  # hop limit
+    tos: int  # traffic class
+    flow_label: int
+    more_fragments: bool
+    offset: int  # bytes
+    length: int  # with the header
+    header_size: int  # with extension headers
+    payload: bytes
+
+    dont_fragment = True  # nobody on the way does
+    header_right = True  # there is no checksum to be wrong
+
+    @property
+    def pseudo_header(self) -> bytes:
+        """RFC 8200 section 8.1."""
+        ends = self.source.packed + self.destination.packed
+        return ends + struct.pack("!II", len(self.payload), self.protocol)
+
+    @property
+    def payload_right(self) -> bool:
+        """Whether the L4 checksum holds. A UDP checksum of 0 is a tunnel's right (RFC 6935)."""
+        if self.offset or self.more_fragments:
+            raise ValueError("a fragment's checksum covers more than the fragment")
+        if self.protocol == UDP and self.payload[6:8] == b"\0\0":
+            return self.payload[2:4] == GENEVE_PORT.to_bytes(2, "big")
+        return ones_sum(self.pseudo_header + self.payload) == 0xFFFF
+
+
+Ip = Ipv4 | Ipv6
+
+
+@dataclass(frozen=True, slots=True)
 class Udp:
     """A UDP datagram."""
 
@@ -124,13 +168,13 @@ class Tunnel:
     """A Geneve packet, from outer Ethernet to what it carries."""
 
     eth: Ethernet
-    ip: Ipv4
+    ip: Ip
     udp: Udp
     geneve: Geneve
     inner: Ethernet
 
     @property
-    def packet(self) -> Ipv4:
+    def packet(self) -> Ip:
         """The inner IP packet."""
         return parse_ip(self.inner.payload)
 
@@ -142,14 +186,16 @@ def parse_ethernet(data: bytes) -> Ethernet:
     )
 
 
-def parse_ip(data: bytes) -> Ipv4:
-    """Raises ValueError for what is no IPv4 packet or is cut off."""
+def parse_ip(data: bytes) -> Ip:
+    """Either family. Raises ValueError for what is no IP packet or is cut off."""
+    if data and data[0] >> 4 == 6:
+        return _parse_ipv6(data)
     first, tos, length, _, fragment, ttl, protocol, _, source, destination = struct.unpack_from(
         "!BBHHHBBH4s4s", data
     )
     size = (first & 15) * 4
     if first >> 4 != 4 or size < 20 or length < size or length > len(data):
-        raise ValueError(f"no IPv4 packet: {data[:20].hex()}")
+        raise ValueError(f"no IP packet: {data[:20].hex()}")
     return Ipv4(
         IPv4Address(source),
         IPv4Address(destination),
@@ -163,6 +209,33 @@ def parse_ip(data: bytes) -> Ipv4:
         size,
         ones_sum(data[:size]) == 0xFFFF,
         data[size:length],
+    )
+
+
+def _parse_ipv6(data: bytes) -> Ipv6:
+    first, size, protocol, hops, source, destination = struct.unpack_from("!IHBB16s16s", data)
+    at, end, fragment = 40, 40 + size, 0
+    if end > len(data):
+        raise ValueError(f"no whole IPv6 packet: {data[:40].hex()}")
+    while protocol in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS):
+        if at + 8 > end:
+            raise ValueError(f"an extension header is cut off: {data[:at].hex()}")
+        if protocol == FRAGMENT:
+            fragment = int.from_bytes(data[at + 2 : at + 4], "big")
+        length = 8 if protocol == FRAGMENT else (data[at + 1] + 1) * 8
+        protocol, at = data[at], at + length
+    return Ipv6(
+        IPv6Address(source),
+        IPv6Address(destination),
+        protocol,
+        hops,
+        first >> 20 & 0xFF,
+        first & 0xFFFFF,
+        bool(fragment & 1),
+        fragment & 0xFFF8,
+        end,
+        at,
+        data[at:end],
     )
 
 
@@ -209,7 +282,7 @@ def parse_options(data: bytes) -> list[Option]:
 def parse_tunnel(data: bytes, port: int = GENEVE_PORT) -> Tunnel | None:
     """The Geneve packet in an Ethernet frame; None if the frame is something else."""
     eth = parse_ethernet(data)
-    if eth.kind != IPV4:
+    if eth.kind not in (IPV4, IPV6):
         return None
     ip = parse_ip(eth.payload)
     if ip.protocol != UDP or ip.offset:
@@ -246,18 +319,36 @@ def ipv4(source: object, destination: object, protocol: int, payload: bytes) -> 
     return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + payload
 
 
+def ipv6(
+    source: object, destination: object, protocol: int, payload: bytes, *, hops: int = 64
+) -> bytes:
+    """An IPv6 packet without extension headers."""
+    ends = IPv6Address(str(source)).packed + IPv6Address(str(destination)).packed
+    return struct.pack("!IHBB", 6 << 28, len(payload), protocol, hops) + ends + payload
+
+
 def udp(source: object, destination: object, ports: tuple[int, int], payload: bytes) -> bytes:
-    """An IPv4 packet with a UDP datagram and its checksum."""
+    """An IP packet, of its addresses' family, with a UDP datagram and its checksum."""
     length = 8 + len(payload)
-    pseudo = (
-        IPv4Address(str(source)).packed
-        + IPv4Address(str(destination)).packed
-        + struct.pack("!BBH", 0, UDP, length)
-    )
+    ends = ip_address(str(source)).packed + ip_address(str(destination)).packed
+    pseudo = ends + struct.pack("!II", length, UDP)  # sums up as the one of IPv4 does
     header = struct.pack("!HHHH", *ports, length, 0)
     value = checksum(pseudo + header + payload) or 0xFFFF
     datagram = header[:6] + struct.pack("!H", value) + payload
-    return ipv4(source, destination, UDP, datagram)
+    return (ipv4 if len(ends) == 8 else ipv6)(source, destination, UDP, datagram)
+
+
+def neighbour_solicitation(source_mac: str, source: object, target: object) -> bytes:
+    """Who has `target`, asked of its solicited-node group (RFC 4861)? From Ethernet header on."""
+    wanted = IPv6Address(str(target)).packed
+    group = IPv6Address("ff02::1:ff00:0").packed[:13] + wanted[13:]
+    link = b"\x01\x01" + mac_bytes(source_mac)
+    ends = IPv6Address(str(source)).packed + group
+    question = b"\x87\0\0\0" + bytes(4) + wanted + link
+    sum_of_it = checksum(ends + struct.pack("!II", len(question), ICMP6) + question)
+    question = question[:2] + struct.pack("!H", sum_of_it) + question[4:]
+    packet = ipv6(source, IPv6Address(group), ICMP6, question, hops=255)
+    return ethernet("33:33:" + group[12:].hex(":"), source_mac, IPV6, packet)
 
 
 def arp_request(source_mac: str, source: object, target: object) -> bytes:
@@ -289,8 +380,16 @@ class Captured:
     checksum_pending: bool  # L4 checksum left to the device: right by contract, not in the bytes
 
 
-def _is_underlay_arp(frame: bytes) -> bool:
+def _is_neighbours_talk(frame: bytes) -> bool:
+    """ARP, neighbour discovery or group membership among nodes, not inside a tunnel."""
     eth = parse_ethernet(frame)
+    if eth.kind == IPV6:
+        packet = parse_ip(eth.payload)
+        silent = packet.source.is_link_local or packet.source.is_unspecified
+        return packet.protocol == ICMP6 and (
+            packet.payload[0] in (143, 131, 132)
+            or (packet.payload[0] in range(133, 138) and (silent or packet.source in UNDERLAY6))
+        )
     if eth.kind != ARP or len(eth.payload) < 28:
         return False
     ends = IPv4Address(eth.payload[14:18]), IPv4Address(eth.payload[24:28])
@@ -353,8 +452,8 @@ class Capture:
         return found
 
     def strays(self) -> list[Captured]:
-        """As `frames`, without ARP among nodes: kernels renew neighbours when they like."""
-        return [one for one in self.frames() if not _is_underlay_arp(one.data)]
+        """As `frames`, without ARP and ND among nodes: kernels renew neighbours when they like."""
+        return [one for one in self.frames() if not _is_neighbours_talk(one.data)]
 
     def wait(self, seconds: float = 2.0) -> list[Captured]:
         """The next frames; [] if none came in time."""
