@@ -37,7 +37,6 @@ struct node_config {
 	__be32 guest_netmask;		/* offered by DHCP */
 	__be32 dns[2];			/* offered by DHCP; 0: none */
 	__u32 fib_ifindex;	/* "received on" in underlay route look-ups */
-	__u32 csum_flags6;	/* of bpf_l4_csum_replace for an IPv6 address */
 	__be16 udp_port;	/* Geneve, both ways */
 	__u8 guest_mac[6];
 	__u8 gateway_mac[6];
@@ -138,6 +137,12 @@ struct vtep {
 struct traffic {
 	__u64 packets;		/* a GSO frame is one */
 	__u64 bytes;		/* of inner IP */
+};
+
+/* Room to take a checksum in; no state. */
+#define SCRATCH_SIZE 512	/* bytes a step; a multiple of 4 */
+struct scratch {
+	__u8 bytes[SCRATCH_SIZE + 4];
 };
 
 /* By slot, seen from the sandbox: tx is what it sends. */

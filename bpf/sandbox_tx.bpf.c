@@ -4,13 +4,16 @@
  * Hostile input. Each frame is answered, handed to another sandbox, sent to
  * another node, or dropped and counted; none ever reaches the host's stack.
  */
+#include "lib/address.h"
 #include "lib/arp.h"
 #include "lib/count.h"
 #include "lib/deliver.h"
-#include "lib/geneve.h"
+#include "lib/ecn.h"
 #include "lib/inner.h"
 #include "lib/kernel.h"
 #include "lib/maps.h"
+#include "lib/outer.h"
+#include "lib/translate.h"
 
 /* The gateway's MAC, for whoever asks as the guest, attached or not: a guest
  * that was restored first and attached later must not have given up on it.
@@ -41,13 +44,13 @@ static inline int answer_arp(struct __sk_buff *skb,
 }
 
 /* The most specific route: whole addresses first, they are cheapest to find. */
-static inline struct route *find_route(__u32 vni, __be32 address)
+static inline struct route *find_route(__u32 vni, const struct address *address)
 {
-	struct host_key host = { .vni = vni, .address = from_ipv4(address) };
+	struct host_key host = { .vni = vni, .address = *address };
 	struct route_key key = {
-		.prefix_length = 160,
+		.prefix_length = 32 + 128,
 		.vni = vni,
-		.address = from_ipv4(address),
+		.address = *address,
 	};
 	struct route *route = routes_exact.lookup(&host);
 
@@ -57,14 +60,17 @@ static inline struct route *find_route(__u32 vni, __be32 address)
 /* Both ends on this node: no tunnel, the same checks as from the wire. */
 static inline int send_local(struct __sk_buff *skb,
 			     const struct node_config *config, __u32 slot,
-			     const struct endpoint *to,
-			     struct inner *inner)
+			     const struct endpoint *to, struct inner *inner,
+			     const struct address *guest,
+			     const struct address *source)
 {
 	__u32 to_slot = to->slot, ifindex = to->ifindex;
 	enum drop_reason reason;
 	struct slot_counters *row;
 
-	reason = address_to_guest(skb, config, inner);
+	reason = translate(skb, inner, SOURCE, guest, source);
+	if (!reason)
+		reason = address_to_guest(skb, config, inner);
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
 	/* It was sent to the gateway's MAC, which is not the interface's. */
@@ -78,70 +84,116 @@ static inline int send_local(struct __sk_buff *skb,
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-/* All that changes in a frame that goes to another node. */
-struct headers {
-	struct outer outer;
-	struct iphdr ip;	/* inner, with the address in the VPC */
-} __attribute__((packed));
-
+/* Into the tunnel, unless it does not fit. */
 static inline int send_remote(struct __sk_buff *skb,
 			      const struct node_config *config, __u32 slot,
-			      const struct binding *from, __u32 nexthop_id,
-			      const struct inner *inner)
+			      const struct binding *from,
+			      const struct nexthop *to, struct inner *inner,
+			      const struct address *guest,
+			      const struct address *source)
 {
-	/* Before anything changes in the packet that the hash is made of. */
-	__be16 port = source_port(bpf_get_hash_recalc(skb));
-	__u32 length = segment_length(skb, inner) + OVERHEAD;
-	__u32 vni = from->vni, ifindex = 0, bytes = skb->len;
-	struct bpf_redir_neigh path = {};
+	struct envelope envelope = {
+		.vtep = &to->vtep,
+		.source_mac = from->mac,
+		.destination_mac = to->mac,
+		.vni = from->vni,
+		/* Before anything changes that the hash is made of. */
+		.flow_hash = bpf_get_hash_recalc(skb),
+		.inner_protocol = inner->family == 6 ? to_be16(ETH_P_IPV6) :
+						       to_be16(ETH_P_IP),
+		.ecn = ecn_of(inner),
+	};
+	__u32 bytes = skb->len, more = overhead(config);
+	__u32 length = segment_length(skb, inner) + more;
 	struct slot_counters *row;
-	struct headers headers;
 	enum drop_reason reason;
-	struct nexthop *to;
+	struct path path = {};
+	__u64 flags;
 
-	to = nexthops.lookup(&nexthop_id);
-	if (!to)
-		return drop(skb, DIRECTION_TX, DROP_NO_NEXTHOP);
-	if (to->mtu && length > to->mtu)
+	reason = find_path(skb, config, envelope.vtep, envelope.flow_hash,
+			   length, &path);
+	if (reason)
+		return drop(skb, DIRECTION_TX, reason);
+	if (to->mtu && to->mtu < path.mtu)
+		path.mtu = to->mtu;
+	if (length > path.mtu)
 		return drop(skb, DIRECTION_TX, DROP_TOO_BIG);
-	reason = find_path(skb, config, to->vtep.word[3], port, length, &ifindex, &path);
+	reason = translate(skb, inner, SOURCE, guest, source);
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
 
 	/* ENCAP_L2 is the inner Ethernet header alone, 14 bytes: counting the
 	 * Geneve header in makes the kernel drop every GSO frame, and no other.
 	 */
-	if (bpf_skb_adjust_room(skb, OVERHEAD, BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_FIXED_GSO |
-				BPF_F_ADJ_ROOM_NO_CSUM_RESET |
-				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
-				BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
-				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
-				BPF_F_ADJ_ROOM_ENCAP_L2_ETH))
+	flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |
+		BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+		BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
+	flags |= is_ipv4(&config->vtep) ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 :
+					  BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+	if (bpf_skb_adjust_room(skb, more, BPF_ADJ_ROOM_MAC, flags))
 		return drop(skb, DIRECTION_TX, DROP_NO_ROOM);
-	make_outer(skb, &headers.outer, config, to->vtep.word[3], port, vni,
-		   to_be16(ETH_P_IP), from->mac, to->mac);
-	headers.ip = inner->ip;
-	if (bpf_skb_store_bytes(skb, 0, &headers, sizeof(headers), 0))
+	if (write_front(skb, config, &envelope, inner))
 		return drop_bytes(bytes, DIRECTION_TX, DROP_NO_REWRITE);
 	clear_bookkeeping(skb);
 	row = slot_counters.lookup(&slot);
 	if (row)
 		add(&row->tx_remote, inner->length);
-	return redirect_neigh(ifindex, &path, sizeof(path), 0);
+	return redirect_neigh(path.ifindex, &path.nexthop, sizeof(path.nexthop),
+			      0);
+}
+
+/* A packet that leaves its sandbox: as whom, and to where. */
+static inline int forward(struct __sk_buff *skb,
+			  const struct node_config *config, __u32 slot,
+			  const struct binding *from, const struct ethhdr *eth,
+			  struct inner *inner)
+{
+	struct address guest = guest_address(config, inner->family), source;
+	struct binding *to_binding = 0;
+	struct endpoint *to = 0;
+	enum drop_reason reason;
+	struct nexthop *nexthop;
+	struct route *route;
+
+	source = inner->family == 6 ? inner->ip.v6.source :
+				      from_ipv4(inner->ip.v4.saddr);
+	if (!same_address(&source, &guest))
+		return drop(skb, DIRECTION_TX, DROP_SPOOFED_ADDRESS);
+	if ((eth->h_dest[0] & 1) || !is_unicast(&inner->destination))
+		return drop(skb, DIRECTION_TX, DROP_NOT_UNICAST);
+	source = inner->family == 6 ? from->address6 : from_ipv4(from->address);
+	if (!source.word[3] && !source.word[0])
+		return drop(skb, DIRECTION_TX, DROP_NO_ADDRESS);
+
+	reason = find_endpoint(from->vni, &inner->destination, &to, &to_binding);
+	if (!reason)
+		return send_local(skb, config, slot, to, inner, &guest, &source);
+	if (reason == DROP_STALE_ENDPOINT)
+		return drop(skb, DIRECTION_TX, reason);
+	route = find_route(from->vni, &inner->destination);
+	if (!route)
+		return drop(skb, DIRECTION_TX, DROP_NO_ROUTE);
+	if (route->kind == ROUTE_BLACKHOLE)
+		return drop(skb, DIRECTION_TX, DROP_BLACKHOLE);
+	if (route->kind != ROUTE_REMOTE)
+		return drop(skb, DIRECTION_TX, DROP_NO_ENDPOINT);
+	nexthop = nexthops.lookup(&route->nexthop);
+	if (!nexthop)
+		return drop(skb, DIRECTION_TX, DROP_NO_NEXTHOP);
+	return send_remote(skb, config, slot, from, nexthop, inner, &guest,
+			   &source);
 }
 
 int sandbox_tx(struct __sk_buff *skb)
 {
 	__u32 zero = 0, ifindex = skb->ifindex, slot;
 	struct node_config *config;
-	struct endpoint *to = 0;
-	struct binding *from, *to_binding = 0;
-	struct inner inner = {};
-	struct route *route;
+	struct binding *from;
+	struct inner inner;
 	enum drop_reason reason;
 	struct ethhdr eth;
 	__u32 *slot_row;
+	__u8 family;
 
 	/* The kernel keeps the tag beside the packet, so no byte read below
 	 * shows it; it would leave on the outer frame.
@@ -149,7 +201,7 @@ int sandbox_tx(struct __sk_buff *skb)
 	if (skb->vlan_present)
 		return drop(skb, DIRECTION_TX, DROP_VLAN_TAGGED);
 	config = node_config.lookup(&zero);
-	if (!config || !config->vtep.word[3])
+	if (!config || !is_set(&config->vtep))
 		return drop(skb, DIRECTION_TX, DROP_NO_CONFIG);
 	slot_row = slot_by_ifindex.lookup(&ifindex);
 	if (!slot_row)
@@ -164,37 +216,16 @@ int sandbox_tx(struct __sk_buff *skb)
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_MAC);
 	if (eth.h_proto == to_be16(ETH_P_ARP))
 		return answer_arp(skb, config, &eth);
+	family = eth.h_proto == to_be16(ETH_P_IP)   ? 4 :
+		 eth.h_proto == to_be16(ETH_P_IPV6) ? 6 :
+						      0;
+	reason = DROP_NOT_IP;
+	if (family)
+		reason = read_inner(skb, ETH_HLEN, skb->len, family, &inner);
+	/* What is for the node itself is answered here, attached or not. */
 	if (!*(volatile __u64 *)&from->generation)
-		return drop(skb, DIRECTION_TX, DROP_UNBOUND);
-	if (eth.h_proto != to_be16(ETH_P_IP))
-		return drop(skb, DIRECTION_TX, DROP_NOT_IP);
-
-	reason = read_inner(skb, ETH_HLEN, &inner);
+		reason = DROP_UNBOUND;
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
-	if (inner.ip.saddr != config->guest_address)
-		return drop(skb, DIRECTION_TX, DROP_SPOOFED_ADDRESS);
-	if ((eth.h_dest[0] & 1) || !is_unicast(inner.ip.daddr))
-		return drop(skb, DIRECTION_TX, DROP_NOT_UNICAST);
-
-	reason = find_endpoint(from->vni, inner.ip.daddr, &to, &to_binding);
-	if (reason == DROP_STALE_ENDPOINT)
-		return drop(skb, DIRECTION_TX, reason);
-	route = to ? 0 : find_route(from->vni, inner.ip.daddr);
-	if (!to) {
-		if (!route)
-			return drop(skb, DIRECTION_TX, DROP_NO_ROUTE);
-		if (route->kind == ROUTE_BLACKHOLE)
-			return drop(skb, DIRECTION_TX, DROP_BLACKHOLE);
-		if (route->kind != ROUTE_REMOTE)
-			return drop(skb, DIRECTION_TX, DROP_NO_ENDPOINT);
-	}
-
-	reason = translate(skb, &inner, IP_SOURCE, config->guest_address,
-			   from->address);
-	if (reason)
-		return drop(skb, DIRECTION_TX, reason);
-	if (to)
-		return send_local(skb, config, slot, to, &inner);
-	return send_remote(skb, config, slot, from, route->nexthop, &inner);
+	return forward(skb, config, slot, from, &eth, &inner);
 }

@@ -82,7 +82,6 @@ class NodeConfig(ctypes.Structure):
         ("guest_netmask", c_uint8 * 4),
         ("dns", c_uint8 * 4 * 2),
         ("fib_ifindex", c_uint32),
-        ("csum_flags6", c_uint32),
         ("udp_port", c_uint8 * 2),
         ("guest_mac", c_uint8 * 6),
         ("gateway_mac", c_uint8 * 6),
@@ -173,6 +172,12 @@ class VtepValue(ctypes.Structure):
     ]
 
 
+class Scratch(ctypes.Structure):
+    """struct scratch"""
+
+    _fields_ = [("bytes", c_uint8 * 516)]
+
+
 class TrafficRow(ctypes.Structure):
     """struct traffic"""
 
@@ -203,6 +208,7 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "route": RouteValue,
     "nexthop": NexthopValue,
     "vtep": VtepValue,
+    "scratch": Scratch,
     "traffic": TrafficRow,
     "slot_counters": SlotCounters,
 }
@@ -222,11 +228,12 @@ MAPS: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "event_counts": (Key32, TrafficRow),
     "slot_counters": (Key32, SlotCounters),
     "too_big_limits": (Key32, Key64),
+    "scratch_row": (Key32, Scratch),
     "vpc_counters": (Key32, SlotCounters),
 }
 
 # The hooks: C function and source file without its ending.
-PROGRAMS = ("sandbox_tx", "uplink_rx", "sandbox_guard")
+PROGRAMS = ("sandbox_tx", "uplink_rx", "uplink_rx_l3", "sandbox_guard")
 
 # Outer IP, UDP, Geneve and inner Ethernet: what the tunnel adds to an inner IP packet.
 OVERHEAD = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}

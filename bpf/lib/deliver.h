@@ -6,15 +6,17 @@
 #include "address.h"
 #include "count.h"
 #include "inner.h"
+#include "translate.h"
 
 /* The binding behind an address of a VPC, if both halves agree that it lives:
  * an attach or detach that was cut short leaves them different.
  */
-static inline enum drop_reason find_endpoint(__u32 vni, __be32 address,
+static inline enum drop_reason find_endpoint(__u32 vni,
+					     const struct address *address,
 					     struct endpoint **endpoint,
 					     struct binding **binding)
 {
-	struct endpoint_key key = { .vni = vni, .address = from_ipv4(address) };
+	struct endpoint_key key = { .vni = vni, .address = *address };
 	struct endpoint *found = endpoints.lookup(&key);
 	struct binding *bound;
 
@@ -30,8 +32,16 @@ static inline enum drop_reason find_endpoint(__u32 vni, __be32 address,
 	return DROP_NONE;
 }
 
-/* What stands in front of an IP packet's options or payload. */
-struct head {
+/* What every sandbox has on eth0, in the packet's family. */
+static inline struct address guest_address(const struct node_config *config,
+					   __u8 family)
+{
+	return family == 6 ? config->guest_address6 :
+			     from_ipv4(config->guest_address);
+}
+
+/* What stands in front of an IPv4 packet's options or payload. */
+struct head4 {
 	struct ethhdr eth;
 	struct iphdr ip;
 } __attribute__((packed));
@@ -43,18 +53,30 @@ static inline enum drop_reason address_to_guest(struct __sk_buff *skb,
 						const struct node_config *config,
 						struct inner *inner)
 {
+	struct address guest = guest_address(config, inner->family);
 	enum drop_reason reason;
-	struct head head;
+	struct head4 head;
+	long failed;
 
-	reason = translate(skb, inner, IP_DESTINATION, inner->ip.daddr,
-			   config->guest_address);
+	reason = translate(skb, inner, DESTINATION, &inner->destination,
+			   &guest);
 	if (reason)
 		return reason;
 	__builtin_memcpy(head.eth.h_dest, config->guest_mac, ETH_ALEN);
 	__builtin_memcpy(head.eth.h_source, config->gateway_mac, ETH_ALEN);
-	head.eth.h_proto = to_be16(ETH_P_IP);
-	head.ip = inner->ip;
-	if (bpf_skb_store_bytes(skb, 0, &head, sizeof(head), 0))
+	if (inner->family == 6) {
+		head.eth.h_proto = to_be16(ETH_P_IPV6);
+		failed = bpf_skb_store_bytes(skb, 0, &head.eth,
+					     sizeof(head.eth), 0) ||
+			 bpf_skb_store_bytes(skb, ETH_HLEN, &inner->ip.v6,
+					     sizeof(inner->ip.v6),
+					     BPF_F_RECOMPUTE_CSUM);
+	} else {
+		head.eth.h_proto = to_be16(ETH_P_IP);
+		head.ip = inner->ip.v4;
+		failed = bpf_skb_store_bytes(skb, 0, &head, sizeof(head), 0);
+	}
+	if (failed)
 		return DROP_NO_REWRITE;
 	clear_bookkeeping(skb);
 	return DROP_NONE;

@@ -1,24 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The outer headers: Geneve (RFC 8926 section 3.4) in UDP in IPv4. */
+/* The Geneve header and its options: RFC 8926 sections 3.4 and 3.5. */
 #ifndef GENEVE_H
 #define GENEVE_H
 
-#include "maps.h"
+#include "geneve_abi.h"
 #include "kernel.h"
 
 #define GENEVE_VERSION_MASK 0xc0
 #define GENEVE_OPTIONS_MASK 0x3f	/* in units of four bytes */
 #define GENEVE_CONTROL 0x80		/* O: not for a tenant */
-#define GENEVE_CRITICAL 0x40		/* C: an option must be understood */
 #define GENEVE_ETHERNET 0x6558
-#define OUTER_TTL 64
-
-struct udp {
-	__be16 source;
-	__be16 destination;
-	__be16 length;
-	__be16 checksum;
-};
+#define OPTION_CRITICAL 0x80		/* of its type: drop if not understood */
+#define OPTION_LENGTH_MASK 0x1f		/* in units of four bytes */
+#define OPTIONS_MAX 63			/* of four bytes each */
 
 struct geneve {
 	__u8 version_options;
@@ -27,114 +21,54 @@ struct geneve {
 	__be32 vni;		/* upper 24 bits; the last byte is reserved */
 };
 
-/* All that goes in front of an inner IP packet. */
-struct outer {
-	struct ethhdr eth;
-	struct iphdr ip;
-	struct udp udp;
-	struct geneve geneve;
-	struct ethhdr inner_eth;
-} __attribute__((packed));
+struct geneve_option {
+	__be16 class;
+	__u8 type;
+	__u8 length;
+};
 
-/* What the tunnel adds to an inner IP packet on the underlay: outer IP to
- * inner Ethernet.
- */
-#define OVERHEAD (sizeof(struct outer) - ETH_HLEN)
-
-/* Same flow, same port (RFC 8926 section 3.3): 32768 to 65535. */
-static inline __be16 source_port(__u32 flow_hash)
+static inline __u32 options_length(const struct geneve *geneve)
 {
-	return to_be16((__u16)((flow_hash ^ (flow_hash >> 16)) | 0x8000));
+	return (geneve->version_options & GENEVE_OPTIONS_MASK) * 4;
 }
 
-static inline __be16 header_checksum(const struct iphdr *ip)
-{
-	const __u16 *words = (const __u16 *)ip;
-	__u32 sum = 0;
-	int i;
-
-#pragma unroll
-	for (i = 0; i < 10; i++)
-		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (__be16)~sum;
-}
-
-/* Ask the kernel's routes, for every packet: nothing here outlives a change of
- * theirs. The flow's ports are part of the question, so that several paths
- * share the flows (net.ipv4.fib_multipath_hash_policy=1).
+/* Walk the options that fill `length` bytes from `at` on. We know none, so each
+ * is ignored unless it must not be; the C bit would only tell beforehand that
+ * one of those is there, and senders forget it. The first fault decides.
  */
-static inline enum drop_reason find_path(struct __sk_buff *skb,
-					 const struct node_config *config,
-					 __be32 vtep, __be16 port, __u32 length,
-					 __u32 *ifindex,
-					 struct bpf_redir_neigh *nexthop)
+static inline enum drop_reason check_options(struct __sk_buff *skb, __u32 at,
+					     __u32 length)
 {
-	struct bpf_fib_lookup fib = {
-		.family = FAMILY_IPV4,
-		.l4_protocol = IPPROTO_UDP,
-		.sport = port,
-		.dport = config->udp_port,
-		.tot_len = length,
-		.ifindex = config->fib_ifindex,
-		.ipv4_src = config->vtep.word[3],
-		.ipv4_dst = vtep,
-	};
-	long answer = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	struct geneve_option option;
+	__u32 passed = 0, i;
 
-	if (answer == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return DROP_TOO_BIG;
-	/* Without a neighbour entry redirect_neigh makes one and waits for it. */
-	if (answer != BPF_FIB_LKUP_RET_SUCCESS &&
-	    answer != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return DROP_NO_UNDERLAY_ROUTE;
-	*ifindex = fib.ifindex;
-	nexthop->nh_family = fib.family;
-	if (fib.family == FAMILY_IPV4)
-		nexthop->ipv4_nh = fib.ipv4_dst;
-	else
-		__builtin_memcpy(nexthop->ipv6_nh, fib.ipv6_dst,
-				 sizeof(nexthop->ipv6_nh));
+	for (i = 0; i < OPTIONS_MAX; i++) {
+		if (passed >= length)
+			break;
+		if (bpf_skb_load_bytes(skb, at + passed, &option,
+				       sizeof(option)))
+			return DROP_SHORT_FRAME;
+		passed += sizeof(option) +
+			  (option.length & OPTION_LENGTH_MASK) * 4;
+		if (passed > length)
+			return DROP_GENEVE_OPTIONS;
+		if (option.type & OPTION_CRITICAL)
+			return DROP_GENEVE_CRITICAL;
+	}
 	return DROP_NONE;
 }
 
-/* Make the headers for a frame that has room for them already.
- *
- * The UDP checksum is 0: for a GSO frame a program can't have one made, and
- * RFC 8926 section 3.3 allows it over IPv4. ECN is not carried over
- * (RFC 6040's compatibility mode). DF is always set.
+/* What may be in a header that came: RFC 8926 section 3.4. Reserved bits are
+ * ignored, as it says.
  */
-static inline void make_outer(struct __sk_buff *skb, struct outer *outer,
-			      const struct node_config *config, __be32 vtep,
-			      __be16 port, __u32 vni, __be16 inner_protocol,
-			      const __u8 *inner_source,
-			      const __u8 *inner_destination)
+static inline enum drop_reason check_geneve(struct __sk_buff *skb, __u32 at,
+					    const struct geneve *geneve)
 {
-	/* In a GSO frame beyond 64 KB the lengths wrap; segmentation writes
-	 * each segment's own.
-	 */
-	__u32 length = skb->len - ETH_HLEN;
-
-	__builtin_memset(outer, 0, sizeof(*outer));
-	outer->eth.h_proto = to_be16(ETH_P_IP);
-	outer->ip.version = 4;
-	outer->ip.ihl = 5;
-	outer->ip.tot_len = to_be16((__u16)length);
-	outer->ip.frag_off = to_be16(IP_DF);
-	outer->ip.ttl = OUTER_TTL;
-	outer->ip.protocol = IPPROTO_UDP;
-	outer->ip.saddr = config->vtep.word[3];
-	outer->ip.daddr = vtep;
-	outer->ip.check = header_checksum(&outer->ip);
-	outer->udp.source = port;
-	outer->udp.destination = config->udp_port;
-	outer->udp.length = to_be16((__u16)(length - sizeof(outer->ip)));
-	outer->geneve.protocol = to_be16(GENEVE_ETHERNET);
-	outer->geneve.vni = to_be32(vni << 8);
-	__builtin_memcpy(outer->inner_eth.h_source, inner_source, ETH_ALEN);
-	__builtin_memcpy(outer->inner_eth.h_dest, inner_destination, ETH_ALEN);
-	outer->inner_eth.h_proto = inner_protocol;
+	if (geneve->version_options & GENEVE_VERSION_MASK)
+		return DROP_GENEVE_VERSION;
+	if (geneve->flags & GENEVE_CONTROL)
+		return DROP_GENEVE_CONTROL;
+	return check_options(skb, at + sizeof(*geneve), options_length(geneve));
 }
 
 #endif /* GENEVE_H */

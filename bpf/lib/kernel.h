@@ -6,8 +6,11 @@
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
 #include <uapi/linux/in.h>
+#include <uapi/linux/in6.h>
 #include <uapi/linux/ip.h>
 #include <uapi/linux/pkt_cls.h>
+
+#include "geneve_abi.h"
 
 /* Little-endian machines only, as x86-64 and arm64 are. */
 #define to_be16(x) ((__be16)__builtin_bswap16(x))
@@ -17,10 +20,23 @@
 
 #define PACKET_HOST 0
 #define FAMILY_IPV4 2
+#define FAMILY_IPV6 10
+
+/* The compiler's own header has this one's struct in6_addr in the way. */
+struct ipv6 {
+	__be32 start;		/* version, traffic class, flow label */
+	__be16 payload;		/* bytes behind this header */
+	__u8 next;
+	__u8 hop_limit;
+	struct address source;
+	struct address destination;
+};
 
 #define IP_DF 0x4000
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
+
+#define HEADERS_MAX 0x3fff	/* all headers of a frame lie before this */
 
 /* In tc's direct-action mode and under TCX: let the next program look. */
 #define PASS_ON (-1)
@@ -56,7 +72,12 @@ static inline long read_bytes(struct __sk_buff *skb, __u32 at, void *to,
 {
 	void *data = (void *)(long)skb->data;
 
-	if (data + at + size <= (void *)(long)skb->data_end) {
+	/* The compiler may know how far `at` can go from what the verifier has
+	 * forgotten by now: make it compare.
+	 */
+	asm volatile("" : "+r"(at));
+	if (at <= HEADERS_MAX &&
+	    data + at + size <= (void *)(long)skb->data_end) {
 		__builtin_memcpy(to, data + at, size);
 		return 0;
 	}

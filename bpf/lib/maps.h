@@ -58,6 +58,10 @@ BPF_TABLE_PINNED("percpu_array", __u32, struct slot_counters, slot_counters,
 BPF_TABLE_PINNED("array", __u32, __u64, too_big_limits, MAX_SLOTS,
 		 PIN_DIR "/too_big_limits");
 
+/* The programs, each for as long as it runs. */
+BPF_TABLE_PINNED("percpu_array", __u32, struct scratch, scratch_row, 1,
+		 PIN_DIR "/scratch_row");
+
 /* By VNI: what slots that are gone had counted. Slot process; no program. */
 BPF_TABLE_PINNED("hash", __u32, struct slot_counters, vpc_counters, MAX_VPCS,
 		 PIN_DIR "/vpc_counters", BPF_F_NO_PREALLOC);

@@ -79,7 +79,7 @@ def read_config(pins: Pins) -> Config:
     )
 
 
-def write_config(pins: Pins, config: Config, fib_ifindex: int, csum_flags6: int) -> None:
+def write_config(pins: Pins, config: Config, fib_ifindex: int) -> None:
     """Let the programs use this from the next packet on."""
     octets, mac = ctypes.c_uint8 * 4, ctypes.c_uint8 * 6
     servers = [*config.dns, IPv4Address(0), IPv4Address(0)][:DNS_MAX]
@@ -92,7 +92,6 @@ def write_config(pins: Pins, config: Config, fib_ifindex: int, csum_flags6: int)
         guest_netmask=octets(*config.guest_netmask.packed),
         dns=(octets * DNS_MAX)(*(octets(*server.packed) for server in servers)),
         fib_ifindex=fib_ifindex,
-        csum_flags6=csum_flags6,
         udp_port=(ctypes.c_uint8 * 2)(*config.udp_port.to_bytes(2, "big")),
         guest_mac=mac(*config.guest_mac),
         gateway_mac=mac(*config.gateway_mac),

@@ -52,7 +52,7 @@ def _up(settings: NodeSettings) -> None:
         _refuse_other_config(pins, settings)
         _refuse_other_namespace(ip, settings)
         block, anchor = hooks.hang_blocks(ip, door, pins)
-        write_config(pins, Config.of(settings), anchor, capabilities.csum_flags6())
+        write_config(pins, Config.of(settings), anchor)
         _write_mtu(pins, mtu)
         for stale in hooks.hung_uplinks(pins) - set(settings.uplinks):
             hooks.drop_uplink(ip, door, pins, stale)

@@ -94,33 +94,6 @@ def has_tcx() -> bool:
     return True
 
 
-_PSEUDO_HDR, _IPV6 = 1 << 4, 1 << 7  # flags of bpf_l4_csum_replace
-
-
-def csum_flags6() -> int:
-    """Flags of bpf_l4_csum_replace for a checksum over an IPv6 pseudo-header.
-
-    BPF_F_IPV6 keeps the checksum that a NIC took of the whole frame true (Linux
-    6.16 and its stable releases). A kernel without it refuses the call.
-    """
-    frame = bytes(12) + b"\x86\xdd" + bytes(50)
-    program = _load_program(_call_l4_csum_replace(_PSEUDO_HDR | _IPV6))
-    try:
-        answer = bpf.test_run(program, frame).verdict
-    finally:
-        os.close(program)
-    return _PSEUDO_HDR | (_IPV6 if answer == 0 else 0)
-
-
-def _call_l4_csum_replace(flags: int) -> bytes:
-    def move(register: int, value: int) -> bytes:
-        return bytes((0xB7, register, 0, 0)) + value.to_bytes(4, "little")
-
-    # r1 is the context already: bpf_l4_csum_replace(skb, 56, 0, 0, flags)
-    arguments = move(2, 56) + move(3, 0) + move(4, 0) + move(5, flags)
-    return arguments + b"\x85\x00\x00\x00" + (11).to_bytes(4, "little") + b"\x95" + bytes(7)
-
-
 def _require_tcx() -> None:
     if not has_tcx():
         raise OSError(errno.EINVAL, "not known to this kernel")

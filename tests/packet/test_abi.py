@@ -33,6 +33,7 @@ SHAPES = {
     "event_counts": (PERCPU_ARRAY, len(abi.event_kinds()), 0),
     "slot_counters": (PERCPU_ARRAY, "MAX_SLOTS", 0),
     "too_big_limits": (ARRAY, "MAX_SLOTS", 0),
+    "scratch_row": (PERCPU_ARRAY, 1, 0),
     "vpc_counters": (HASH, "MAX_VPCS", NO_PREALLOC),
 }
 

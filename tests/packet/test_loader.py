@@ -56,9 +56,9 @@ def replace_in(path: Path, old: str, new: str) -> None:
 def test_verifier_rejection_shows_the_end_of_its_log(run_directory, other_sources):
     """The instruction that failed and why, not the thousands before; nothing is pinned."""
     replace_in(
-        other_sources / "uplink_rx.bpf.c",
+        other_sources / "lib" / "receive.h",
         "	slot = endpoint->slot;\n",
-        "	slot = ((struct vtep *)vteps.lookup(&ip.saddr))->mtu;\n",
+        "	slot = ((struct vtep *)vteps.lookup(&arrival.sender))->mtu;\n",
     )
 
     with pytest.raises(GeneveError) as caught:

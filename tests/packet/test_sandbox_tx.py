@@ -89,7 +89,8 @@ def test_packet_for_another_node_leaves_in_geneve(node: Node, payload, ip):
     run = node.sends(sent)
 
     assert run.verdict == REDIRECT
-    assert run.frame == tunnelled(run, in_vpc(payload, ALICE, REMOTE, **ip))
+    ecn = sent[IP].tos & 3
+    assert run.frame == tunnelled(run, in_vpc(payload, ALICE, REMOTE, **ip), ip={"tos": ecn})
     assert faults(run.frame) == []
     assert run.counted == {}
     assert run.traffic == {"slot-0 tx_remote": (1, len(sent) - 14)}
@@ -547,8 +548,7 @@ DROPPED = {
     "tcp-header-cut-off": (ETHER / TCP_SHORT, "short_frame"),
     "udp-header-in-the-padding": (bytes(ETHER / UDP_SHORT) + bytes(range(20)), "short_frame"),
     "tcp-header-in-the-padding": (bytes(ETHER / TCP_SHORT) + bytes(range(20)), "short_frame"),
-    "ipv6": (of_type(0x86DD), "not_ip"),
-    "ipv6-neighbour-discovery": (of_type(0x86DD, dst="33:33:00:00:00:02"), "not_ip"),
+    "ipv6-without-its-version": (of_type(0x86DD), "bad_ip_header"),
     "lldp": (of_type(0x88CC, dst="01:80:c2:00:00:0e"), "not_ip"),
     "length-field-802.3": (of_type(60), "not_ip"),
     "ethernet-in-ethernet": (of_type(0x6558), "not_ip"),

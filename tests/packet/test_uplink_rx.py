@@ -117,12 +117,19 @@ def test_inner_fragments_keep_the_checksum_of_the_whole(node: Node, payload):
         assert faults(run.frame) == []
 
 
+def options(length: int) -> bytes:
+    """Geneve options that fill so many bytes: nobody's, not critical, as long as can be."""
+    size = min(length - 4, 124)
+    one = bytes((0xFF, 0xFE, 0x5A, size // 4)) + b"\xa5" * size
+    return one if len(one) == length else one + options(length - len(one))
+
+
 @pytest.mark.parametrize("length", range(4, 256, 4))
 def test_options_are_skipped(node: Node, length):
     """Whatever is in them, from the shortest to all 63 words."""
     inner = bytes(in_vpc(HELLO, REMOTE, ALICE))
 
-    run = node.receives(arriving(node, b"\x5a" * length + inner, optionlen=length // 4))
+    run = node.receives(arriving(node, options(length) + inner, optionlen=length // 4))
 
     assert run.verdict == REDIRECT
     assert run.frame == bytes(to_guest(HELLO, REMOTE))
@@ -135,7 +142,7 @@ def test_options_are_skipped(node: Node, length):
         pytest.param({"reserved2": 0xFF}, id="reserved-byte-behind-the-vni"),
         pytest.param({"udp": {"chksum": None}}, id="outer-checksum-that-is-right"),
         pytest.param({"sport": 1}, id="any-source-port"),
-        pytest.param({"ip": {"tos": 0xFF, "ttl": 1, "flags": 0, "id": 9}}, id="outer-ip-fields"),
+        pytest.param({"ip": {"tos": 0xFC, "ttl": 1, "flags": 0, "id": 9}}, id="outer-ip-fields"),
         pytest.param({"src": "192.0.2.40"}, id="any-known-vtep"),
     ],
 )
@@ -312,10 +319,7 @@ DROPPED_OUTER = {
     "version-2": ({"version": 2}, "geneve_version"),
     "version-3": ({"version": 3}, "geneve_version"),
     "control": ({"oam": 1}, "geneve_control"),
-    "critical": ({"critical": 1}, "geneve_critical"),
     "control-and-critical": ({"oam": 1, "critical": 1}, "geneve_control"),
-    "payload-ipv4": ({"proto": 0x0800}, "geneve_protocol"),
-    "payload-ipv6": ({"proto": 0x86DD}, "geneve_protocol"),
     "payload-zero": ({"proto": 0}, "geneve_protocol"),
     "payload-6559": ({"proto": 0x6559}, "geneve_protocol"),
     "options-beyond-the-frame": ({"optionlen": 63}, "short_frame"),
@@ -343,7 +347,7 @@ def ethernet(ethertype: int, payload: bytes) -> Packet:
 
 
 DROPPED_INNER = {
-    "ipv6": (ethernet(0x86DD, bytes(60)), "not_ip"),
+    "ipv6-without-its-version": (ethernet(0x86DD, bytes(60)), "bad_ip_header"),
     "vlan-tag": (ethernet(0x8100, b"\0\x64\x08\0" + bytes(INNER)[14:]), "not_ip"),
     "length-field-802.3": (ethernet(60, bytes(60)), "not_ip"),
     "ip-version": (inner_with(version=6), "bad_ip_header"),
@@ -444,7 +448,7 @@ def test_arp_through_the_tunnel_is_answered(node: Node, vni, target):
 @pytest.mark.parametrize("length", [4, 8, 20, 64, 252])
 def test_answer_to_a_question_with_options_has_none(node: Node, length):
     """They were the sender's."""
-    sent = b"\x5a" * length + bytes(question())
+    sent = options(length) + bytes(question())
 
     run = node.receives(arriving(node, sent, optionlen=length // 4))
 

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What comes from the wire, whatever kind of interface it comes by.
+ *
+ * Geneve to our VTEP and port from a known VTEP is ours, to deliver or to drop
+ * and count. Everything else is somebody else's and passed on untouched, so
+ * that other users of the interface, other tunnels too, keep working.
+ */
+#ifndef RECEIVE_H
+#define RECEIVE_H
+
+#include "address.h"
+#include "arp.h"
+#include "arrival.h"
+#include "count.h"
+#include "deliver.h"
+#include "ecn.h"
+#include "geneve.h"
+#include "inner.h"
+#include "kernel.h"
+#include "maps.h"
+#include "outer.h"
+
+#define MERGED_PATIENCE 1024	/* frames */
+#define MERGED_LARGE 1000	/* bytes: no acknowledgement */
+
+/* Send back what was rewritten in place behind the headers, to the VTEP that it
+ * came from. The options were the sender's: an answer carries none.
+ */
+static inline int answer_sender(struct __sk_buff *skb,
+				const struct node_config *config,
+				const struct arrival *arrival,
+				const struct envelope *envelope,
+				enum event_kind event)
+{
+	__u32 bytes = skb->len;
+	__u32 room = arrival->payload - ETH_HLEN - overhead(config);
+	struct path path = {};
+	enum drop_reason reason;
+
+	reason = find_path(skb, config, envelope->vtep, envelope->flow_hash,
+			   bytes - ETH_HLEN - room, &path);
+	if (!reason && bytes - ETH_HLEN - room > path.mtu)
+		reason = DROP_TOO_BIG;
+	if (reason)
+		return drop(skb, DIRECTION_RX, reason);
+	if (room && bpf_skb_adjust_room(skb, -(__s32)room, BPF_ADJ_ROOM_MAC,
+					BPF_F_ADJ_ROOM_FIXED_GSO))
+		return drop(skb, DIRECTION_RX, DROP_NO_ROOM);
+	if (write_front(skb, config, envelope, 0))
+		return drop_bytes(bytes, DIRECTION_RX, DROP_NO_REWRITE);
+	clear_bookkeeping(skb);
+	count_event(skb, event);
+	return redirect_neigh(path.ifindex, &path.nexthop, sizeof(path.nexthop),
+			      0);
+}
+
+/* A peer that thinks of the VPC as one Ethernet asks through the tunnel. */
+static inline int answer_wire_arp(struct __sk_buff *skb,
+				  const struct node_config *config,
+				  const struct arrival *arrival)
+{
+	struct endpoint *endpoint = 0;
+	struct binding *binding = 0;
+	enum drop_reason reason;
+	struct address target;
+	struct arp arp;
+
+	if (read_bytes(skb, arrival->payload, &arp, sizeof(arp)))
+		return drop(skb, DIRECTION_RX, DROP_SHORT_FRAME);
+	if (!is_question(&arp))
+		return drop(skb, DIRECTION_RX, DROP_ARP_REFUSED);
+	target = from_ipv4(arp.target);
+	reason = find_endpoint(arrival->vni, &target, &endpoint, &binding);
+	if (reason)
+		return drop(skb, DIRECTION_RX, reason);
+	make_answer(&arp, binding->mac);
+	struct envelope envelope = {
+		.vtep = &arrival->sender,
+		.source_mac = binding->mac,
+		.destination_mac = arp.target_mac,
+		.vni = arrival->vni,
+		.flow_hash = bpf_get_hash_recalc(skb),
+		.inner_protocol = to_be16(ETH_P_ARP),
+	};
+	if (bpf_skb_store_bytes(skb, arrival->payload, &arp, sizeof(arp), 0))
+		return drop(skb, DIRECTION_RX, DROP_NO_REWRITE);
+	return answer_sender(skb, config, arrival, &envelope,
+			     EVENT_WIRE_ARP_ANSWERED);
+}
+
+/* Whether this VTEP's frames reach us whole (a veth underlay, some virtual NICs)
+ * or through GRO on the uplink. One GSO frame shows it; that it is over shows in
+ * as many large frames that are none. CPUs may race here: a count gets lost.
+ */
+static inline int comes_merged(struct __sk_buff *skb, struct vtep *from,
+			       const struct inner *inner)
+{
+	__u32 left = from->merged;
+
+	if (skb->gso_size) {
+		if (left != MERGED_PATIENCE)
+			from->merged = MERGED_PATIENCE;
+		return 1;
+	}
+	if (left && inner->length >= MERGED_LARGE)
+		from->merged = left - 1;
+	return left != 0;
+}
+
+/* Take everything in front of the inner packet off, and leave room for an
+ * Ethernet header. The kernel keeps the family of a packet beside it, and a
+ * change of family moves by the 20 bytes that the IP headers differ in.
+ */
+static inline long decapsulate(struct __sk_buff *skb, const __u32 l2,
+			       const struct arrival *arrival,
+			       const struct inner *inner)
+{
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
+	__s32 more = sizeof(struct ipv6) - sizeof(struct iphdr);
+	__s32 off = inner->l3 - l2;
+	long failed = 0;
+
+	if (inner->family == 6 && arrival->family == 4) {
+		failed = bpf_skb_change_proto(skb, to_be16(ETH_P_IPV6), 0);
+		off += more;
+	} else if (inner->family == 4 && arrival->family == 6) {
+		off -= more;
+	}
+	if (!failed)
+		failed = bpf_skb_adjust_room(skb, -off, BPF_ADJ_ROOM_MAC, flags);
+	if (!failed && inner->family == 4 && arrival->family == 6)
+		failed = bpf_skb_change_proto(skb, to_be16(ETH_P_IP), 0);
+	if (!failed && !l2)
+		failed = bpf_skb_change_head(skb, ETH_HLEN, 0);
+	return failed;
+}
+
+/* `l2`: bytes of the interface's link-layer header, 14 or 0. */
+static inline int receive(struct __sk_buff *skb, const __u32 l2)
+{
+	struct endpoint *endpoint = 0;
+	struct arrival arrival = {};
+	struct binding *binding = 0;
+	struct node_config *config;
+	struct slot_counters *row;
+	enum drop_reason reason;
+	struct inner inner;
+	struct vtep *from;
+	struct ethhdr eth;
+	struct udp udp;
+	__u32 zero = 0, slot, ifindex, bytes;
+	__be16 protocol;
+
+	/* A tag is kept beside the packet: this one belongs to a VLAN
+	 * interface, not to this one.
+	 */
+	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
+		return PASS_ON;
+	config = node_config.lookup(&zero);
+	if (!config || !is_set(&config->vtep))
+		return PASS_ON;
+	if (!read_outer(skb, l2, config, &arrival, &udp))
+		return PASS_ON;
+	from = vteps.lookup(&arrival.sender);
+	if (!from) {
+		count_event(skb, EVENT_UNKNOWN_VTEP);
+		return PASS_ON;
+	}
+
+	/* From here on it is ours. */
+	reason = check_outer(skb, config, &arrival, &udp);
+	if (reason)
+		return drop(skb, DIRECTION_RX, reason);
+	protocol = arrival.protocol;
+	if (protocol == to_be16(GENEVE_ETHERNET)) {
+		if (arrival.payload + sizeof(eth) > arrival.end ||
+		    read_bytes(skb, arrival.payload, &eth, sizeof(eth)))
+			return drop(skb, DIRECTION_RX, DROP_SHORT_FRAME);
+		arrival.payload += sizeof(eth);
+		protocol = eth.h_proto;
+		if (protocol == to_be16(ETH_P_ARP))
+			return answer_wire_arp(skb, config, &arrival);
+		reason = DROP_NOT_IP;
+	} else {
+		reason = DROP_GENEVE_PROTOCOL;
+	}
+	if (protocol == to_be16(ETH_P_IP))
+		reason = read_inner(skb, arrival.payload, arrival.end, 4,
+				    &inner);
+	else if (protocol == to_be16(ETH_P_IPV6))
+		reason = read_inner(skb, arrival.payload, arrival.end, 6,
+				    &inner);
+	if (reason)
+		return drop(skb, DIRECTION_RX, reason);
+	/* GRO that merges by outer UDP alone glues inner packets together. */
+	if (skb->gso_size && inner.l3 + inner.length != skb->len)
+		return drop(skb, DIRECTION_RX, DROP_INNER_LENGTH);
+	/* After decapsulation it is still marked as a tunnel's, which no
+	 * released kernel lets us clear; cutting it up would then fail unseen.
+	 */
+	if (skb->gso_size && inner.protocol == IPPROTO_UDP)
+		return drop(skb, DIRECTION_RX, DROP_MERGED_UDP);
+	reason = find_endpoint(arrival.vni, &inner.destination, &endpoint,
+			       &binding);
+	if (!reason)
+		reason = merge_ecn(&inner, arrival.ecn);
+	if (reason)
+		return drop(skb, DIRECTION_RX, reason);
+	slot = endpoint->slot;
+	ifindex = endpoint->ifindex;
+	bytes = skb->len;
+
+	if (decapsulate(skb, l2, &arrival, &inner))
+		return drop_bytes(bytes, DIRECTION_RX, DROP_NO_ROOM);
+	/* What the NIC verified was the outer checksum, not the inner one. */
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	inner.l4 -= inner.l3 - ETH_HLEN;
+	inner.l3 = ETH_HLEN;
+	reason = address_to_guest(skb, config, &inner);
+	if (reason)
+		return drop_bytes(bytes, DIRECTION_RX, reason);
+	row = slot_counters.lookup(&slot);
+	if (row)
+		add(&row->rx_remote, inner.length);
+
+	/* Through the veth the sandbox's own GRO merges TCP segments; past it
+	 * goes what that does not help, without the detour: other protocols, and
+	 * TCP from a VTEP whose frames come merged. By protocol and VTEP, so that
+	 * no flow takes both ways at once and overtakes itself.
+	 */
+	if (inner.protocol == IPPROTO_TCP && !comes_merged(skb, from, &inner))
+		return bpf_redirect(ifindex, 0);
+	return bpf_redirect_peer(ifindex, 0);
+}
+
+#endif /* RECEIVE_H */
