@@ -93,10 +93,13 @@ struct endpoint {
 	__u32 ifindex;
 };
 
+/* An IPv6 prefix may cover ::ffff:0:0/96, and is no IPv4 route for all that. */
+#define ROUTE_IPV6 16777216	/* above the 24 bits of a VNI */
+
 /* The trie compares bits from the first byte on: the VNI always whole. */
 struct route_key {
 	__u32 prefix_length;	/* 32 for the VNI, 96 before IPv4, and the prefix's own */
-	__u32 vni;
+	__u32 vni;		/* for IPv6, and ROUTE_IPV6 */
 	struct address address;
 };
 

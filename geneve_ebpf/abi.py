@@ -28,17 +28,17 @@ def bpf_directory() -> Path:
     raise FileNotFoundError("bpf/geneve_abi.h: this installation is incomplete")
 
 
-_MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
+MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
 
 
 def mapped(address: IPv4Address | IPv6Address) -> bytes:
     """An address of either family as struct address: 16 bytes."""
-    return address.packed if address.version == 6 else _MAPPED + address.packed
+    return address.packed if address.version == 6 else MAPPED + address.packed
 
 
 def unmapped(octets: bytes) -> IPv4Address | IPv6Address:
     """Back from the 16 bytes of a struct address."""
-    if octets.startswith(_MAPPED):
+    if octets.startswith(MAPPED):
         return IPv4Address(octets[12:])
     return IPv6Address(octets)
 

@@ -58,6 +58,9 @@ class Code(Enum):
     PREFIX_OVERLAPS_GUEST = Meaning(
         400, Exit.USAGE, False, "the prefix overlaps the guest's own range"
     )
+    VTEP_FAMILY = Meaning(
+        400, Exit.USAGE, False, "the VTEP is not of the family, IPv4 or IPv6, of the node's own"
+    )
     PATH_UNKNOWN = Meaning(404, Exit.USAGE, False, "no such path in this API")
     METHOD_NOT_ALLOWED = Meaning(405, Exit.USAGE, False, "the path does not take this method")
     TOO_LARGE = Meaning(413, Exit.USAGE, False, "the request exceeds the size limit")

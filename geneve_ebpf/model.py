@@ -19,6 +19,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Network,
     NetmaskValueError,
+    ip_address,
 )
 from pathlib import Path
 from zlib import crc32
@@ -70,18 +71,18 @@ class Vpc:
 
     name: str
     vni: int
-    prefixes: tuple[IPv4Network, ...]
+    prefixes: tuple[Network, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Vtep:
-    """Another node's tunnel end point. Geneve is accepted from these only.
+    """Another node's tunnel end point, of the family of ours. Geneve is accepted from these only.
 
     mtu: bytes of the largest outer IP packet towards it; 0 leaves it to the
     kernel's route.
     """
 
-    address: IPv4Address
+    address: Address
     mtu: int = 0
 
 
@@ -94,9 +95,9 @@ class Route:
     """
 
     vpc: str
-    prefix: IPv4Network
+    prefix: Network
     kind: RouteKind
-    vtep: IPv4Address | None = None
+    vtep: Address | None = None
     mac: MacAddress | None = None
 
 
@@ -108,9 +109,14 @@ class Endpoint:
     """
 
     vni: int
-    address: IPv4Address
+    address: IPv4Address | None
     mac: MacAddress  # inner source MAC on the wire
     address6: IPv6Address | None = None
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Those it has, IPv4 first."""
+        return tuple(one for one in (self.address, self.address6) if one is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,7 @@ class NodeSettings:
     """One node, as its agent is configured."""
 
     name: str
-    vtep: IPv4Address
+    vtep: Address  # its family is that of the underlay, and of every other VTEP
     uplinks: tuple[str, ...]
     udp_port: int = GENEVE_PORT
     netns: Path | None = None  # the node's network namespace; None is the caller's own
@@ -211,7 +217,7 @@ class NodeSettings:
         guest = raw["guest"]
         return cls(
             name=raw["name"],
-            vtep=IPv4Address(raw["vtep"]),
+            vtep=ip_address(raw["vtep"]),
             uplinks=tuple(raw["uplinks"]),
             udp_port=raw["udp_port"],
             netns=None if raw["netns"] is None else Path(raw["netns"]),
@@ -396,6 +402,24 @@ def parse_mtu(value: object, field_name: str = "mtu") -> int:
         hint=f"{MTU_MIN} to {MTU_MAX}, or 0 to follow the kernel's route",
         field=field_name,
     )
+
+
+def in_order(value: Address | Network) -> tuple[int, int, int]:
+    """A key for sorting: IPv4 first, then by address, the wider prefix first."""
+    if isinstance(value, (IPv4Address, IPv6Address)):
+        return value.version, int(value), 0
+    return value.version, int(value.network_address), value.prefixlen
+
+
+def refuse_other_family(vtep: Address, own: Address) -> None:
+    """Raise VTEP_FAMILY unless a VTEP is of the family of the node's own."""
+    if vtep.version != own.version:
+        raise GeneveError(
+            Code.VTEP_FAMILY,
+            f"{vtep} is IPv{vtep.version}, and this node's own VTEP {own} is IPv{own.version}",
+            hint=f"give the other node's IPv{own.version} address: an underlay has one family",
+            field="vtep",
+        )
 
 
 def endpoint_mac(address: Address) -> MacAddress:

@@ -22,8 +22,10 @@ def guest_json(guest: Guest, mtu: int) -> Json:
     """What the sandbox sees inside, the same in every slot."""
     return {
         "interface": GUEST_INTERFACE,
-        "addresses": [str(guest.address)],
+        "address": str(guest.address),
+        "address6": str(guest.address6),
         "gateway": str(guest.gateway),
+        "gateway6": str(guest.gateway6),
         "mac": str(guest.mac),
         "gateway_mac": str(guest.gateway_mac),
         "mtu": mtu,
@@ -52,10 +54,12 @@ def sandbox_text(
     guest, netns: JSON already.
     """
     endpoint = attachment.endpoint
+    address = "null" if endpoint.address is None else f'"{endpoint.address}"'
+    address6 = "null" if endpoint.address6 is None else f'"{endpoint.address6}"'
     return (
         f'"schema":"geneve-ebpf/sandbox/1","sandbox":"{attachment.sandbox}",'
         f'"state":"attached","vpc":"{vpc}","vni":{endpoint.vni},'
-        f'"addresses":["{endpoint.address}"],"mac":"{endpoint.mac}","guest":{guest},'
+        f'"address":{address},"address6":{address6},"mac":"{endpoint.mac}","guest":{guest},'
         f'"slot":{{"id":"slot-{attachment.slot}","kind":"namespace","netns":{netns},'
         f'"host_interface":"gnv{attachment.slot}","host_ifindex":{host_ifindex}}},'
         f'"generation":{attachment.generation},'

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -37,16 +36,18 @@ from geneve_ebpf.agent.service import Node, Timing
 from geneve_ebpf.control.state import DesiredState
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import (
+    Address,
     Attachment,
+    Endpoint,
     Route,
     RouteKind,
     Vpc,
     Vtep,
-    parse_ipv4,
-    parse_ipv4_prefix,
+    parse_address,
     parse_mac,
     parse_mtu,
     parse_name,
+    parse_prefix,
     parse_vni,
 )
 
@@ -249,7 +250,7 @@ class Api:
         try:
             body = requests.ATTACH(request.body)
             attachment, timing = self._node.attach(
-                name, body.vpc, body.address, body.slot, request.received
+                name, body.vpc, body.address, body.address6, body.slot, request.received
             )
         except BaseException as error:
             return self._failure(request, error)
@@ -266,7 +267,7 @@ class Api:
             "attach",
             lambda: (
                 f"sandbox={attachment.sandbox} vpc={vpc}"
-                f" address={attachment.endpoint.address} slot=slot-{attachment.slot}"
+                f" address={_spoken(attachment.endpoint)} slot=slot-{attachment.slot}"
                 f" generation={attachment.generation} status={status}"
                 f" ns={0 if timing is None else timing.total} uid={peer.uid} pid={peer.pid}"
             ),
@@ -276,7 +277,7 @@ class Api:
         """The same, for names that needed decoding."""
         body = requests.ATTACH(call.request.body)
         attachment, timing = self._node.attach(
-            call.name, body.vpc, body.address, body.slot, call.request.received
+            call.name, body.vpc, body.address, body.address6, body.slot, call.request.received
         )
         text = self._sandbox_text(attachment, body.vpc, timing)
         return Answer(200 if timing is None else 201, f"{{{text}}}".encode())
@@ -325,7 +326,7 @@ class Api:
         attachment, counters = detached
         self._log.change(
             "detach",
-            f"sandbox={name} address={attachment.endpoint.address} slot=slot-{attachment.slot}"
+            f"sandbox={name} address={_spoken(attachment.endpoint)} slot=slot-{attachment.slot}"
             f" generation={attachment.generation} status=200 uid={peer.uid} pid={peer.pid}",
         )
         return Answer(
@@ -379,7 +380,7 @@ class Api:
         received = time.perf_counter_ns()
         item = requests.BATCH_ATTACH(raw, where)
         attachment, timing = self._node.attach(
-            item.sandbox, item.vpc, item.address, item.slot, received
+            item.sandbox, item.vpc, item.address, item.address6, item.slot, received
         )
         text = self._sandbox_text(attachment, item.vpc, timing)
         status = 200 if timing is None else 201
@@ -432,7 +433,7 @@ class Api:
     def _get_vpc(self, call: Call) -> Answer:
         state = self._node.desired.state
         vpc = state.vpc(parse_name(call.name))
-        sandboxes = len(self._node.desired.book(vpc.vni).in_use)
+        sandboxes = len(self._node.desired.book(vpc.vni).sandboxes())
         more: Json = {"sandboxes": sandboxes, "routes": sum(1 for _ in state.routes(vpc.name))}
         return _json(200, {"schema": schema("vpc")} | vpc_json(vpc) | more)
 
@@ -459,12 +460,12 @@ class Api:
 
     async def _put_vtep(self, call: Call) -> Answer:
         body = requests.VTEP_SETTINGS(call.request.body or b"{}")
-        vtep = Vtep(parse_ipv4(call.name), parse_mtu(body.mtu))
+        vtep = Vtep(parse_address(call.name), parse_mtu(body.mtu))
         created = await self._node.desired.put_vtep(vtep)
         return _json(201 if created else 200, {"schema": schema("vtep")} | vtep_json(vtep))
 
     async def _delete_vtep(self, call: Call) -> Answer:
-        vtep = await self._node.desired.delete_vtep(parse_ipv4(call.name))
+        vtep = await self._node.desired.delete_vtep(parse_address(call.name))
         return _json(200, {"schema": schema("vtep")} | vtep_json(vtep))
 
     async def _list_routes(self, call: Call) -> Answer:
@@ -477,15 +478,15 @@ class Api:
                 raise GeneveError(
                     Code.BAD_REQUEST, "an address needs its VPC", hint="add vpc=…", field="vpc"
                 )
-            address = parse_ipv4(call.query["address"])
+            address = parse_address(call.query["address"])
             return _json(200, self._looked_up(state, vpc, address))
         routes = list(state.routes(vpc))
         return await _listed(schema("routes"), "routes", map(_route_text, routes))
 
-    def _looked_up(self, state: DesiredState, vpc: str, address: IPv4Address) -> Json:
+    def _looked_up(self, state: DesiredState, vpc: str, address: Address) -> Json:
         """Where a packet to the address goes: a sandbox of this node, else the longest route."""
         book = self._node.desired.book(state.vpcs[vpc].vni)
-        sandbox = book.in_use.get(int(address))
+        sandbox = book.owner(address)
         route = state.match(vpc, address)
         if sandbox is None and route is None:
             raise GeneveError(
@@ -524,7 +525,7 @@ class Api:
                     field=key,
                 )
         route = await self._node.desired.delete_route(
-            parse_name(call.query["vpc"], "vpc"), parse_ipv4_prefix(call.query["prefix"])
+            parse_name(call.query["vpc"], "vpc"), parse_prefix(call.query["prefix"])
         )
         return _json(200, {"schema": schema("route"), "route": route_json(route)})
 
@@ -638,7 +639,7 @@ def _vpc(body: requests.VpcNamed | requests.VpcSettings, where: str = "", name: 
     return Vpc(
         parse_name(name, f"{where}name"),
         parse_vni(body.vni, f"{where}vni"),
-        tuple(parse_ipv4_prefix(text, f"{where}prefixes") for text in body.prefixes),
+        tuple(parse_prefix(text, f"{where}prefixes") for text in body.prefixes),
     )
 
 
@@ -654,9 +655,9 @@ def _route(body: requests.RouteBody, where: str = "") -> Route:
         ) from None
     return Route(
         parse_name(body.vpc, f"{where}vpc"),
-        parse_ipv4_prefix(body.prefix, f"{where}prefix"),
+        parse_prefix(body.prefix, f"{where}prefix"),
         kind,
-        None if body.vtep is None else parse_ipv4(body.vtep, f"{where}vtep"),
+        None if body.vtep is None else parse_address(body.vtep, f"{where}vtep"),
         None if body.mac is None else parse_mac(body.mac, f"{where}mac"),
     )
 
@@ -676,7 +677,7 @@ def _steps_of_filling(state: DesiredState, body: requests.State) -> Iterator[Non
         where = f"vteps[{number}]"
         item = requests.VTEP_NAMED(raw, where)
         vtep = Vtep(
-            parse_ipv4(item.address, f"{where}.address"), parse_mtu(item.mtu, f"{where}.mtu")
+            parse_address(item.address, f"{where}.address"), parse_mtu(item.mtu, f"{where}.mtu")
         )
         if vtep.address in state.vteps:
             raise _twice(f"VTEP {vtep.address}", where)
@@ -707,6 +708,11 @@ class _Within:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, GeneveError):
             error.field = f"{self._where}.{error.field}" if error.field else self._where
+
+
+def _spoken(endpoint: Endpoint) -> str:
+    """Its addresses, as they stand in the log."""
+    return ",".join(map(str, endpoint.addresses))
 
 
 def _twice(what: str, where: str) -> GeneveError:

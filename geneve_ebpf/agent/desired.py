@@ -12,22 +12,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address
 
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.pace import Pace, without_collection
-from geneve_ebpf.control.addresses import AddressBook
+from geneve_ebpf.control.addresses import AddressBook, Addresses
 from geneve_ebpf.control.state import DesiredState, Difference, steps_of_difference
 from geneve_ebpf.control.store import Store
 from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.model import Route, Vpc, Vtep
+from geneve_ebpf.model import Address, Network, Route, Vpc, Vtep
 
 WAITING_MAX = 64  # changes that may wait for their turn
 CHUNK = 32  # routes written to the maps between two looks at the clock
 LARGE = 1000  # changes that are committed in another thread, and followed by a checkpoint
 CHECKPOINT_EVERY = 500  # small changes between two checkpoints
-Key = tuple[int, IPv4Network]  # VNI and prefix: what the maps know a route by
+Key = tuple[int, Network]  # VNI and prefix: what the maps know a route by
 
 
 class Desired:
@@ -43,7 +43,7 @@ class Desired:
         self.closing: frozenset[str] = frozenset()
         # Found in the maps though the store is new: kept until a whole state is set.
         self.unclaimed_routes: dict[Key, Route] = {}
-        self.unclaimed_vteps: dict[IPv4Address, Vtep] = {}
+        self.unclaimed_vteps: dict[Address, Vtep] = {}
         self._dataplane = dataplane
         self._store = store
         self._rest = rest
@@ -134,7 +134,7 @@ class Desired:
                 await self._carry_out(Difference(vteps_changed=[vtep]))
             return present is None
 
-    async def delete_vtep(self, address: IPv4Address) -> Vtep:
+    async def delete_vtep(self, address: Address) -> Vtep:
         """Remove a VTEP that no route uses."""
         async with self._turn():
             vtep = self.state.check_vtep_removable(address)
@@ -161,7 +161,7 @@ class Desired:
                 await self._carry_out(Difference(routes_changed=[route]))
             return False
 
-    async def delete_route(self, vpc: str, prefix: IPv4Network) -> Route:
+    async def delete_route(self, vpc: str, prefix: Network) -> Route:
         """Remove a route."""
         async with self._turn():
             self.state.vpc(vpc)
@@ -227,11 +227,12 @@ class Desired:
 
     def _refuse_in_use(self, vpc: Vpc) -> None:
         book = self._books.get(vpc.vni)
-        if book is not None and book.in_use:
+        sandboxes = book.sandboxes() if book is not None else None
+        if sandboxes:
             raise GeneveError(
                 Code.VPC_IN_USE,
-                f"{len(book.in_use)} sandbox(es) are attached to VPC {vpc.name}",
-                hint=f"detach {next(iter(book.in_use.values()))} first",
+                f"{len(sandboxes)} sandbox(es) are attached to VPC {vpc.name}",
+                hint=f"detach {min(sandboxes)} first",
             )
 
     def _refuse_change_in_use(self, before: Vpc, after: Vpc) -> None:
@@ -239,8 +240,7 @@ class Desired:
             self._refuse_in_use(before)
             return
         book = self._books.get(before.vni)
-        for number, sandbox in book.in_use.items() if book is not None else ():
-            address = IPv4Address(number)
+        for sandbox, address in book.in_use() if book is not None else ():
             if not any(address in prefix for prefix in after.prefixes):
                 raise GeneveError(
                     Code.VPC_IN_USE,
@@ -364,7 +364,7 @@ class Desired:
         route = None if vpc is None else self.state.route(vpc.name, key[1])
         return self.unclaimed_routes.get(key) if route is None else route
 
-    def _known_vtep(self, address: IPv4Address) -> Vtep | None:
+    def _known_vtep(self, address: Address) -> Vtep | None:
         return self.state.vteps.get(address) or self.unclaimed_vteps.get(address)
 
     async def _remember(
@@ -406,7 +406,8 @@ class Desired:
                 book = self._books[vni] = AddressBook(self._rest, self._now)
             routes = state.routes(vpc_now.name) if vpc_now is not None else ()
             await pace.through(book.steps_of_setting(vpc_now, routes))
-            self._in_background(self._advance(book))
+            self._in_background(self._advance(book.v4))
+            self._in_background(self._advance(book.v6))
         for route in changed:
             book = self._book_of(state, route, whole)
             if book is not None:
@@ -420,11 +421,11 @@ class Desired:
         vpc = state.vpcs.get(route.vpc)
         return None if vpc is None or vpc.vni in done else self._books.get(vpc.vni)
 
-    async def _advance(self, book: AddressBook) -> None:
+    async def _advance(self, addresses: Addresses[IPv4Address] | Addresses[IPv6Address]) -> None:
         """Find the next free address ahead of the attach that wants it."""
         for _ in range(100_000):
-            before = book.position
-            if book.advance(50) or book.position == before:
+            before = addresses.position
+            if addresses.advance(50) or addresses.position == before:
                 return
             await asyncio.sleep(0)
 
@@ -446,7 +447,7 @@ class Undo:
 
     def __init__(self, dataplane: DataPlane, present: Callable[[Key], Route | None]) -> None:
         self.routes: list[Key] = []
-        self.vteps: list[tuple[IPv4Address, Vtep | None]] = []
+        self.vteps: list[tuple[Address, Vtep | None]] = []
         self._dataplane = dataplane
         self._present = present
 

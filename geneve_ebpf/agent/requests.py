@@ -25,7 +25,8 @@ class Attach(Body):
     """PUT /v1/sandboxes/{id}."""
 
     vpc: str
-    address: str | None = None
+    address: str | None = None  # IPv4
+    address6: str | None = None
     slot: str | None = None
 
 
@@ -34,7 +35,8 @@ class BatchAttach(Body):
 
     sandbox: str
     vpc: str
-    address: str | None = None
+    address: str | None = None  # IPv4
+    address6: str | None = None
     slot: str | None = None
 
 

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import uvloop
@@ -41,7 +40,7 @@ from geneve_ebpf.control.store import Store
 from geneve_ebpf.dataplane import DataPlane, bring_up, facts, tear_down
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import namespaces
-from geneve_ebpf.model import NodeSettings
+from geneve_ebpf.model import Address, NodeSettings
 
 SOCKET_MODE = 0o660
 BACKLOG = 512
@@ -85,7 +84,7 @@ def serve(config: AgentConfig) -> None:
         store = stack.enter_context(
             contextlib.closing(Store(settings.state_directory / "state.db"))
         )
-        state = store.load(Rules(settings.guest.network, settings.vtep))
+        state = store.load(Rules(settings.guest, settings.vtep))
         dataplane = stack.enter_context(contextlib.closing(bring_up(settings)))
         recorder = stack.enter_context(
             contextlib.closing(Recorder(settings.run_directory / "latency"))
@@ -325,9 +324,10 @@ def _listen(path: Path) -> socket.socket:
     return listening
 
 
-def _is_own(address: IPv4Address) -> bool:
+def _is_own(address: Address) -> bool:
     """Whether an interface of this network namespace has the address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as door:
         try:
             door.bind((str(address), 0))
         except OSError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
 from geneve_ebpf.agent.desired import Desired
 from geneve_ebpf.agent.latency import Recorder
@@ -22,10 +23,12 @@ from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import (
     Attachment,
     Endpoint,
+    MacAddress,
     NodeSettings,
     Vpc,
     endpoint_mac,
     parse_ipv4,
+    parse_ipv6,
     parse_name,
 )
 
@@ -77,11 +80,13 @@ class Node:
             self.desired.book(rest.vni).rest(rest.sandbox, rest.address, rest.until)
         # Detached just before the last agent was killed: not in its file yet.
         for sandbox, endpoint in self.dataplane.departed():
-            self.desired.book(endpoint.vni).rest(
-                sandbox, endpoint.address, now + self.settings.address_rest
-            )
+            for address in endpoint.addresses:
+                self.desired.book(endpoint.vni).rest(
+                    sandbox, address, now + self.settings.address_rest
+                )
         for one in self._attachments.values():
-            self.desired.book(one.endpoint.vni).take(one.sandbox, one.endpoint.address)
+            for address in one.endpoint.addresses:
+                self.desired.book(one.endpoint.vni).take(one.sandbox, address)
         self._log.info(
             "adopted",
             sandboxes=len(self._attachments),
@@ -96,14 +101,17 @@ class Node:
         name: str,
         vpc_name: str,
         address_text: str | None,
+        address6_text: str | None,
         slot_id: str | None,
         received: int,
     ) -> tuple[Attachment, Timing | None]:
         """Attach a sandbox: checks, then map writes, nothing else.
 
-        received: perf_counter_ns when the request came in. The timing is None
-        if the sandbox was attached so already. Raises GeneveError with the
-        code that says why not; then nothing has changed.
+        With neither address given it gets one of every family that has any on
+        this node, else what is given alone. received: perf_counter_ns when the
+        request came in. The timing is None if the sandbox was attached so
+        already. Raises GeneveError with the code that says why not; then nothing
+        has changed.
         """
         began = checked = time.perf_counter_ns()
         try:
@@ -114,7 +122,7 @@ class Node:
                 vpc = self.desired.state.vpc(vpc_name)
             present = self._attachments.get(name)
             if present is not None:
-                self._refuse_other(present, vpc, address_text, slot_id)
+                self._refuse_other(present, vpc, address_text, address6_text, slot_id)
                 return present, None
             if self.closed:
                 raise _closed()
@@ -123,16 +131,21 @@ class Node:
                     Code.BUSY, f"VPC {vpc_name} is being changed", hint="try again", field="vpc"
                 )
             book = self.desired.book(vpc.vni)
-            if address_text is None:
-                address = book.choose(name)
-            else:
+            address: IPv4Address | None = None
+            address6: IPv6Address | None = None
+            if address_text is None and address6_text is None:
+                address, address6 = book.choose(name)
+            if address_text is not None:
                 address = parse_ipv4(address_text)
                 book.check(name, address)
+            if address6_text is not None:
+                address6 = parse_ipv6(address6_text)
+                book.check(name, address6)
             if slot_id is None:
                 place = self.pool.lowest_ready()
             else:
                 place = self.pool.place(parse_slot(slot_id))
-            endpoint = Endpoint(vpc.vni, address, endpoint_mac(address))
+            endpoint = Endpoint(vpc.vni, address, _mac_of(address, address6), address6)
             checked = time.perf_counter_ns()
             attachment = self.dataplane.attach(place.index, name, endpoint)
         except BaseException:
@@ -144,7 +157,10 @@ class Node:
             raise
         written = time.perf_counter_ns()
         self._attachments[name] = attachment
-        book.take(name, address)
+        if address is not None:
+            book.v4.take(name, int(address))
+        if address6 is not None:
+            book.v6.take(name, int(address6))
         self.pool.move(place, Phase.ATTACHED)
         timing = Timing(
             began - received, checked - began, written - checked, time.perf_counter_ns() - received
@@ -173,9 +189,12 @@ class Node:
         counters = self.dataplane.detach(attachment.slot)
         del self._attachments[name]
         endpoint = attachment.endpoint
-        until = self.desired.book(endpoint.vni).give_back(endpoint.address)
+        book = self.desired.book(endpoint.vni)
+        room = True
+        for address in endpoint.addresses:
+            room &= self._rests.add(Rest(endpoint.vni, address, book.give_back(address), name))
         self.pool.destroy(self.pool.place(attachment.slot))
-        if not self._rests.add(Rest(endpoint.vni, endpoint.address, until, name)):
+        if not room:
             self._rests.rewrite(
                 Rest(vni, address, until, sandbox)
                 for vni, book in self.desired.books()
@@ -264,14 +283,23 @@ class Node:
             yield "the desired state was lost: routes in use are in no VPC until it is applied anew"
 
     def _refuse_other(
-        self, present: Attachment, vpc: Vpc, address: str | None, slot_id: str | None
+        self,
+        present: Attachment,
+        vpc: Vpc,
+        address: str | None,
+        address6: str | None,
+        slot_id: str | None,
     ) -> None:
         """Raise SANDBOX_EXISTS unless the attachment is what is asked for."""
         details: dict[str, object] = {}
         if present.endpoint.vni != vpc.vni:
             details["vpc"] = {"have": self.vpc_name(present.endpoint.vni), "want": vpc.name}
-        if address is not None and parse_ipv4(address) != present.endpoint.address:
-            details["address"] = {"have": str(present.endpoint.address), "want": address}
+        have = present.endpoint.address
+        if address is not None and parse_ipv4(address) != have:
+            details["address"] = {"have": have and str(have), "want": address}
+        have6 = present.endpoint.address6
+        if address6 is not None and parse_ipv6(address6) != have6:
+            details["address6"] = {"have": have6 and str(have6), "want": address6}
         if slot_id is not None and parse_slot(slot_id) != present.slot:
             details["slot"] = {"have": f"slot-{present.slot}", "want": slot_id}
         if details:
@@ -281,6 +309,14 @@ class Node:
                 hint="detach it first, or choose another name",
                 details=details,
             )
+
+
+def _mac_of(address: IPv4Address | None, address6: IPv6Address | None) -> MacAddress:
+    if address is not None:
+        return endpoint_mac(address)
+    if address6 is not None:
+        return endpoint_mac(address6)
+    raise ValueError("an endpoint has an address")
 
 
 def _closed() -> GeneveError:

@@ -23,14 +23,15 @@ def attach(
     sandbox: Sandbox,
     vpc: Annotated[str, typer.Option("--vpc", metavar="VPC", help="The VPC to join.")],
     address: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             "--address",
+            "--ip",
             metavar="ADDRESS",
-            help="Its address there; default: a free one.",
+            help="Its address there, one of each family; default: free ones.",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
     slot: Annotated[
         str,
         typer.Option(
@@ -44,14 +45,23 @@ def attach(
     """Put a sandbox into a VPC. The same again changes nothing."""
     path = f"/v1/sandboxes/{parse_name(sandbox, 'sandbox')}"
     body = {"vpc": parse_name(vpc, "vpc")}
-    if address:
-        body["address"] = str(parse_address(address))
+    for text in address or ():
+        one = parse_address(text)
+        key = "address" if one.version == 4 else "address6"
+        if key in body:
+            raise GeneveError(
+                Code.BAD_REQUEST,
+                f"two IPv{one.version} addresses: {body[key]} and {one}",
+                hint="a sandbox has one of each family",
+                field=key,
+            )
+        body[key] = str(one)
     if slot:
         body["slot"] = parse_slot(slot)
     with agent() as client:
         status, answer = client.request("PUT", path, body)
     took = f" in {answer['timing_ns']['total'] / 1000:.0f} us" if status == 201 else " already"
-    where = f"{output.shown(answer['addresses'])} in vpc {answer['vpc']} on {answer['slot']['id']}"
+    where = f"{output.shown(_addresses(answer))} in vpc {answer['vpc']} on {answer['slot']['id']}"
     output.emit(answer, f"{sandbox} attached{took}: {where}, netns {answer['slot']['netns']}")
 
 
@@ -92,14 +102,15 @@ def list_() -> None:
         (
             item["sandbox"],
             item["vpc"],
-            item["addresses"],
+            item["address"],
+            item["address6"],
             item["slot"]["id"],
             item["generation"],
             output.age(item["attached_at"]),
         )
         for item in answer["sandboxes"]
     ]
-    header = ("SANDBOX", "VPC", "ADDRESS", "SLOT", "GENERATION", "AGE")
+    header = ("SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "GENERATION", "AGE")
     output.emit(answer, *output.table(header, rows))
 
 
@@ -111,16 +122,16 @@ def show(sandbox: Sandbox) -> None:
         ("sandbox", answer["sandbox"]),
         ("state", answer["state"]),
         ("vpc", f"{answer['vpc']} (VNI {answer['vni']})"),
-        ("address", answer["addresses"]),
+        ("address", _addresses(answer)),
         ("mac", answer["mac"]),
         ("slot", slot["id"]),
         ("netns", slot["netns"]),
         ("host interface", f"{slot['host_interface']} (ifindex {slot['host_ifindex']})"),
         (
             "guest",
-            f"{output.shown(guest['addresses'])} on {guest['interface']}, MTU {guest['mtu']}",
+            f"{output.shown(_addresses(guest))} on {guest['interface']}, MTU {guest['mtu']}",
         ),
-        ("gateway", f"{guest['gateway']} {guest['gateway_mac']}"),
+        ("gateway", f"{guest['gateway']},{guest['gateway6']} {guest['gateway_mac']}"),
         ("generation", answer["generation"]),
         ("attached", f"{answer['attached_at']} ({output.age(answer['attached_at'])} ago)"),
     ]
@@ -166,6 +177,11 @@ def netns_exec(
             hint="was the sandbox detached just now?",
         ) from None
     _execute(words)
+
+
+def _addresses(item: dict[str, Any]) -> list[str]:
+    """Those that it has, IPv4 first."""
+    return [text for text in (item["address"], item["address6"]) if text is not None]
 
 
 def _get(sandbox: str) -> dict[str, Any]:

@@ -21,7 +21,10 @@ def create(
     name: Name,
     vni: Annotated[int, typer.Option("--vni", metavar="N", help="1 to 16777215.")],
     prefix: Annotated[
-        list[str], typer.Option("--prefix", metavar="PREFIX", help="Such as 10.0.0.0/16; repeat.")
+        list[str],
+        typer.Option(
+            "--prefix", metavar="PREFIX", help="Such as 10.0.0.0/16 or fd00:1::/48; repeat."
+        ),
     ],
 ) -> None:
     """Make a VPC known to this node. The same again changes nothing."""

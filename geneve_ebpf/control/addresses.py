@@ -11,40 +11,24 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
+from typing import Generic, TypeVar
 
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.model import Route, RouteKind, Vpc
+from geneve_ebpf.model import Address, Network, Route, RouteKind, Vpc
 
-ALL_ONES = 0xFFFF_FFFF
+A = TypeVar("A", IPv4Address, IPv6Address)
+Rows = dict[int, dict[int, RouteKind]]  # length of the prefix -> network -> kind
 
 
 class AddressBook:
-    """The addresses of one VNI. Addresses are whole numbers inside.
-
-    It is told of every prefix, route, attach and detach of its VPC. Finding
-    the lowest free address is a heap of those given back plus a cursor: below
-    the cursor nothing is free but what the heap knows.
-    """
+    """The addresses of one VNI. It is told of every prefix, route, attach and detach of its VPC."""
 
     def __init__(self, rest: float, now: Callable[[], float]) -> None:
-        self.in_use: dict[int, str] = {}  # address -> sandbox
-        self._rest = rest
-        self._now = now
-        self._prefixes: tuple[IPv4Network, ...] = ()
-        self._reserved: frozenset[int] = frozenset()
-        # Routes by length of their prefix, then by network; and every route's first address.
-        self._routes: dict[int, dict[int, RouteKind]] = {}
-        self._lengths: list[int] = []  # longest first
-        self._starts: list[int] = []  # sorted, one entry per route
-        self._locals: set[IPv4Network] = set()
-        # Where to look for free addresses: (first, last), sorted; None when not known.
-        self._ranges: list[tuple[int, int]] | None = None
-        self._cursor = 0
-        self._freed: list[int] = []  # heap
-        self._resting: dict[int, tuple[str, float]] = {}  # address -> (sandbox, until)
-        self._resting_of: dict[str, int] = {}  # sandbox -> address
-        self._rest_order: deque[tuple[float, int]] = deque()
+        """rest: seconds a freed address rests; now: the clock that is measured by."""
+        self.v4 = Addresses(IPv4Address, rest, now)
+        self.v6 = Addresses(IPv6Address, rest, now)
 
     # What the VPC is
 
@@ -55,24 +39,161 @@ class AddressBook:
 
     def steps_of_setting(self, vpc: Vpc | None, routes: Iterable[Route]) -> Iterator[None]:
         """As `set_vpc`, in pieces: nothing has changed until the iterator is exhausted."""
-        rows: dict[int, dict[int, RouteKind]] = {}
-        starts: list[int] = []
-        local: set[IPv4Network] = set()
+        found: dict[int, tuple[Rows, list[int], set[Network]]]
+        found = {4: ({}, [], set()), 6: ({}, [], set())}
         for route in routes:
+            rows, starts, blocks = found[route.prefix.version]
             start = int(route.prefix.network_address)
             rows.setdefault(route.prefix.prefixlen, {})[start] = route.kind
             starts.append(start)
             if route.kind is RouteKind.LOCAL:
-                local.add(route.prefix)
+                blocks.add(route.prefix)
             yield
+        prefixes = vpc.prefixes if vpc is not None else ()
+        for version, part in ((4, self.v4), (6, self.v6)):
+            mine = tuple(prefix for prefix in prefixes if prefix.version == version)
+            part.set_all(mine, *found[version])
+        self._settle()
+
+    def add_route(self, route: Route) -> None:
+        """A route was added, or replaced the one of its prefix."""
+        self._part(route.prefix).add_route(route)
+        self._settle()
+
+    def remove_route(self, prefix: Network) -> None:
+        """A route was removed."""
+        self._part(prefix).remove_route(prefix)
+        self._settle()
+
+    def _settle(self) -> None:
+        """With a local block of either family, addresses are given from local blocks only."""
+        whole = not self.v4.blocks and not self.v6.blocks
+        self.v4.set_whole(whole)
+        self.v6.set_whole(whole)
+
+    def _part(self, of: Address | Network) -> Addresses[IPv4Address] | Addresses[IPv6Address]:
+        return self.v4 if of.version == 4 else self.v6
+
+    # Which addresses an attach gets
+
+    def choose(self, sandbox: str) -> tuple[IPv4Address | None, IPv6Address | None]:
+        """One address of every family that has any on this node. Raises NO_ADDRESS."""
+        address = self.v4.choose(sandbox) if self.v4.offers else None
+        address6 = self.v6.choose(sandbox) if self.v6.offers else None
+        if address is None and address6 is None:
+            raise _none_free()
+        return address, address6
+
+    def check(self, sandbox: str, address: Address) -> None:
+        """Raise unless the sandbox may have this address now.
+
+        Codes: ADDRESS_OUTSIDE_VPC, ADDRESS_RESERVED, ADDRESS_IN_USE,
+        ADDRESS_RESTING.
+        """
+        if not any(address in part for part in (self.v4, self.v6)):
+            known = ", ".join(str(prefix) for prefix in (*self.v4.prefixes, *self.v6.prefixes))
+            raise GeneveError(
+                Code.ADDRESS_OUTSIDE_VPC,
+                f"{address} is in no prefix of the VPC",
+                hint=f"its prefixes are {known}",
+                field=_field(address),
+            )
+        self._part(address).check(sandbox, address)
+
+    def take(self, sandbox: str, address: Address) -> None:
+        """Mark an address as the sandbox's, whatever it was: the data plane says so."""
+        self._part(address).take(sandbox, int(address))
+
+    def give_back(self, address: Address) -> float:
+        """The sandbox is detached; its address rests. Returns until when, on the clock."""
+        return self._part(address).give_back(int(address))
+
+    def rest(self, sandbox: str, address: Address, until: float) -> None:
+        """Keep the address from other sandboxes until then."""
+        self._part(address).rest(sandbox, int(address), until)
+
+    def resting(self) -> list[tuple[str, Address, float]]:
+        """Sandbox, address and end of every rest."""
+        return [*self.v4.resting(), *self.v6.resting()]
+
+    def owner(self, address: Address) -> str | None:
+        """The sandbox that has the address."""
+        return self._part(address).in_use.get(int(address))
+
+    def in_use(self) -> Iterator[tuple[str, Address]]:
+        """Sandbox and address, of all that are taken."""
+        for number, sandbox in self.v4.in_use.items():
+            yield sandbox, IPv4Address(number)
+        for number, sandbox in self.v6.in_use.items():
+            yield sandbox, IPv6Address(number)
+
+    def sandboxes(self) -> set[str]:
+        """Whoever has an address here, or two."""
+        return set(chain(self.v4.in_use.values(), self.v6.in_use.values()))
+
+    def advance(self, steps: int | None) -> None:
+        """Look ahead for the next free addresses: `Addresses.advance` in each family."""
+        self.v4.advance(steps)
+        self.v6.advance(steps)
+
+
+class Addresses(Generic[A]):
+    """The addresses of one family in a VNI; whole numbers inside.
+
+    Finding the lowest free address is a heap of those given back plus a cursor:
+    below the cursor nothing is free but what the heap knows. However many
+    addresses a prefix has, only those in use are passed one by one.
+    """
+
+    def __init__(self, make: Callable[[int], A], rest: float, now: Callable[[], float]) -> None:
+        self.in_use: dict[int, str] = {}  # address -> sandbox
+        self.prefixes: tuple[Network, ...] = ()
+        self.blocks: set[Network] = set()  # of the local routes
+        self.offers = False  # does it have addresses to choose from, as far as routes say?
+        self._make: Callable[[int], A] = make
+        self._bits: int = make(0).max_prefixlen
+        self._all_ones = (1 << self._bits) - 1
+        self._rest = rest
+        self._now = now
+        self._reserved: frozenset[int] = frozenset()
+        self._whole = True  # what no route leads elsewhere is ours
+        # Routes by length of their prefix, then by network; and every route's first address.
+        self._routes: Rows = {}
+        self._lengths: list[int] = []  # longest first
+        self._starts: list[int] = []  # sorted, one entry per route
+        # Where to look for free addresses: (first, last), sorted; None when not known.
+        self._ranges: list[tuple[int, int]] | None = None
+        self._cursor = 0
+        self._freed: list[int] = []  # heap
+        self._resting: dict[int, tuple[str, float]] = {}  # address -> (sandbox, until)
+        self._resting_of: dict[str, int] = {}  # sandbox -> address
+        self._rest_order: deque[tuple[float, int]] = deque()
+
+    # What the VPC is
+
+    def set_all(
+        self,
+        prefixes: tuple[Network, ...],
+        rows: Rows,
+        starts: list[int],
+        blocks: set[Network],
+    ) -> None:
+        """Take over prefixes and routes, all at once; `starts` need not be sorted."""
         starts.sort()
-        self._prefixes = vpc.prefixes if vpc is not None else ()
+        self.prefixes = prefixes
         self._reserved = frozenset(
-            address for prefix in self._prefixes for address in reserved_addresses(prefix)
+            address for prefix in prefixes for address in reserved_addresses(prefix)
         )
-        self._routes, self._starts, self._locals = rows, starts, local
+        self._routes, self._starts, self.blocks = rows, starts, blocks
         self._lengths = sorted(rows, reverse=True)
         self._look_again()
+
+    def set_whole(self, whole: bool) -> None:
+        """Whether what no route leads elsewhere is ours; otherwise only local blocks are."""
+        self.offers = bool(self.prefixes) and (whole or bool(self.blocks))
+        if whole != self._whole:
+            self._whole = whole
+            self._look_again()
 
     def add_route(self, route: Route) -> None:
         """A route was added, or replaced the one of its prefix."""
@@ -87,12 +208,12 @@ class AddressBook:
             # It only takes addresses away: the cursor need not go back.
             if route.kind is not RouteKind.LOCAL:
                 return
-        self._locals.discard(route.prefix)
+        self.blocks.discard(route.prefix)
         if route.kind is RouteKind.LOCAL:
-            self._locals.add(route.prefix)
+            self.blocks.add(route.prefix)
         self._look_again()
 
-    def remove_route(self, prefix: IPv4Network) -> None:
+    def remove_route(self, prefix: Network) -> None:
         """A route was removed."""
         start = int(prefix.network_address)
         row = self._routes.get(prefix.prefixlen, {})
@@ -102,57 +223,46 @@ class AddressBook:
             del self._routes[prefix.prefixlen]
             self._lengths.remove(prefix.prefixlen)
         del self._starts[bisect_right(self._starts, start) - 1]
-        self._locals.discard(prefix)
+        self.blocks.discard(prefix)
         self._look_again()
 
     # Which address an attach gets
 
-    def take(self, sandbox: str, address: IPv4Address) -> None:
-        """Mark an address as the sandbox's, whatever it was: the data plane says so."""
-        number = int(address)
+    def take(self, sandbox: str, number: int) -> None:
+        """See `AddressBook.take`."""
         self._forget_rest(number)
         self.in_use[number] = sandbox
 
-    def give_back(self, address: IPv4Address) -> float:
-        """The sandbox is detached; its address rests. Returns until when, on the clock."""
-        number = int(address)
+    def give_back(self, number: int) -> float:
+        """See `AddressBook.give_back`."""
         until = self._now() + self._rest
-        self.rest(self.in_use.pop(number), address, until)
+        self.rest(self.in_use.pop(number), number, until)
         return until
 
-    def rest(self, sandbox: str, address: IPv4Address, until: float) -> None:
-        """Keep the address from other sandboxes until then."""
-        number = int(address)
+    def rest(self, sandbox: str, number: int, until: float) -> None:
+        """See `AddressBook.rest`."""
         self._resting[number] = (sandbox, until)
         self._resting_of[sandbox] = number
         self._rest_order.append((until, number))
 
-    def resting(self) -> list[tuple[str, IPv4Address, float]]:
-        """Sandbox, address and end of every rest."""
+    def resting(self) -> list[tuple[str, Address, float]]:
+        """See `AddressBook.resting`."""
         self._expire()
-        return [(s, IPv4Address(n), until) for n, (s, until) in self._resting.items()]
+        return [(s, self._make(n), until) for n, (s, until) in self._resting.items()]
 
-    def check(self, sandbox: str, address: IPv4Address) -> None:
-        """Raise unless the sandbox may have this address now.
+    def __contains__(self, address: Address) -> bool:
+        """Is the address in a prefix of the VPC?"""
+        return any(address in prefix for prefix in self.prefixes)
 
-        Codes: ADDRESS_OUTSIDE_VPC, ADDRESS_RESERVED, ADDRESS_IN_USE,
-        ADDRESS_RESTING.
-        """
+    def check(self, sandbox: str, address: Address) -> None:
+        """See `AddressBook.check`; the address is in a prefix."""
         number = int(address)
-        if not any(address in prefix for prefix in self._prefixes):
-            known = ", ".join(str(prefix) for prefix in self._prefixes)
-            raise GeneveError(
-                Code.ADDRESS_OUTSIDE_VPC,
-                f"{address} is in no prefix of the VPC",
-                hint=f"its prefixes are {known}",
-                field="address",
-            )
         if number in self._reserved:
             raise GeneveError(
                 Code.ADDRESS_RESERVED,
-                f"{address} is a network, gateway or broadcast address of the VPC",
+                f"{address} is {_RESERVED[address.version]} of the VPC",
                 hint="choose another address, or leave it out",
-                field="address",
+                field=_field(address),
             )
         owner = self.in_use.get(number)
         if owner is not None:
@@ -160,7 +270,7 @@ class AddressBook:
                 Code.ADDRESS_IN_USE,
                 f"{address} is sandbox {owner}'s",
                 hint="choose another address, or leave it out",
-                field="address",
+                field=_field(address),
             )
         rest = self._resting.get(number)
         if rest is not None and rest[0] != sandbox:
@@ -170,10 +280,10 @@ class AddressBook:
                     Code.ADDRESS_RESTING,
                     f"{address} was sandbox {rest[0]}'s a moment ago",
                     hint=f"free in {left:.0f} s; choose another address, or leave it out",
-                    field="address",
+                    field=_field(address),
                 )
 
-    def choose(self, sandbox: str) -> IPv4Address:
+    def choose(self, sandbox: str) -> A:
         """The address this sandbox had a moment ago, else the lowest free one.
 
         Raises NO_ADDRESS.
@@ -181,20 +291,15 @@ class AddressBook:
         self._expire()
         number = self._resting_of.get(sandbox)
         if number is not None and self._is_free(number, sandbox) and self._is_ours(number):
-            return IPv4Address(number)
+            return self._make(number)
         while self._freed:
             number = self._freed[0]
             if self._is_free(number, sandbox) and self._is_ours(number):
-                return IPv4Address(number)
+                return self._make(number)
             heappop(self._freed)
         if self.advance(None):
-            return IPv4Address(self._cursor)
-        raise GeneveError(
-            Code.NO_ADDRESS,
-            "every address that the VPC has on this node is in use or rests",
-            hint="wait, or give the VPC another prefix or local route",
-            field="vpc",
-        )
+            return self._make(self._cursor)
+        raise _none_free()
 
     @property
     def position(self) -> int:
@@ -208,7 +313,7 @@ class AddressBook:
         of an attach need not be done by it.
         """
         ranges = self._ranges if self._ranges is not None else self._find_ranges()
-        position = max(0, bisect_right(ranges, (self._cursor, ALL_ONES)) - 1)
+        position = max(0, bisect_right(ranges, (self._cursor, self._all_ones)) - 1)
         for first, last in ranges[position:]:
             candidate = max(self._cursor, first)
             while candidate <= last:
@@ -233,7 +338,7 @@ class AddressBook:
         row = self._routes.setdefault(route.prefix.prefixlen, {})
         row[int(route.prefix.network_address)] = route.kind
         if route.kind is RouteKind.LOCAL:
-            self._locals.add(route.prefix)
+            self.blocks.add(route.prefix)
 
     def _look_again(self) -> None:
         self._ranges = None
@@ -242,13 +347,12 @@ class AddressBook:
 
     def _find_ranges(self) -> list[tuple[int, int]]:
         ranges: list[tuple[int, int]] = []
-        for network in sorted(self._locals) if self._locals else ():
-            first, last = int(network.network_address), int(network.broadcast_address)
+        for first, last in sorted(map(_span, self.blocks)):
             if ranges and first <= ranges[-1][1]:
                 continue  # inside the one before: networks nest or are disjoint
             ranges.append((first, last))
-        ours = sorted((int(p.network_address), int(p.broadcast_address)) for p in self._prefixes)
-        if self._locals:
+        ours = sorted(map(_span, self.prefixes))
+        if self.blocks:
             # Two networks that meet are one inside the other: the overlap is the smaller.
             ours = sorted(
                 (max(a[0], b[0]), min(a[1], b[1]))
@@ -259,26 +363,26 @@ class AddressBook:
         self._ranges = ours
         return ours
 
-    def _match(self, number: int) -> tuple[RouteKind | None, int]:
-        """The kind of the longest route over an address, and that route's last address."""
+    def _match(self, number: int) -> tuple[RouteKind | None, int, int]:
+        """The kind of the longest route over an address, that route's first and last address."""
         for length in self._lengths:
-            span = ALL_ONES >> length
+            span = self._all_ones >> length
             kind = self._routes[length].get(number & ~span)
             if kind is not None:
-                return kind, number | span
-        return None, ALL_ONES
+                return kind, number & ~span, number | span
+        return None, 0, self._all_ones
 
     def _is_ours(self, number: int) -> bool:
-        """Does the address live on this node, as far as routes say?"""
-        if not any(IPv4Address(number) in prefix for prefix in self._prefixes):
-            return False
-        kind, _ = self._match(number)
-        return kind is RouteKind.LOCAL or (kind is None and not self._locals)
+        """May the address be chosen on this node, as far as prefixes and routes say?"""
+        return self._make(number) in self and self._next_ours(number) is None
 
     def _next_ours(self, number: int) -> int | None:
-        """None if the address lives here, else the next that may."""
-        kind, last = self._match(number)
-        if kind is RouteKind.LOCAL or (kind is None and not self._locals):
+        """None if the address may be chosen here, else the next that may."""
+        kind, first, last = self._match(number)
+        if kind is RouteKind.LOCAL:
+            # A guest's own network software may not like these of its block.
+            return number + 1 if number in _ends(first, last, self._bits) else None
+        if kind is None and self._whole:
             return None
         # The answer stays the same up to where this route ends or a longer one begins.
         following = bisect_right(self._starts, number)
@@ -311,9 +415,42 @@ class AddressBook:
                 heappush(self._freed, number)
 
 
-def reserved_addresses(prefix: IPv4Network) -> tuple[int, ...]:
-    """Network, gateway (the first after it) and broadcast address; none in a /31 or /32."""
-    if prefix.prefixlen > 30:
+_RESERVED = {
+    4: "a network, gateway or broadcast address",
+    6: "the subnet-router anycast address (RFC 4291 section 2.6.1) of a prefix",
+}
+
+
+def reserved_addresses(prefix: Network) -> tuple[int, ...]:
+    """Those that no sandbox may have; none in the two longest lengths of a family.
+
+    IPv4: network, gateway (the first after it) and broadcast address. IPv6: the
+    first, which is every router's; the gateway is a link-local one.
+    """
+    first, last = _span(prefix)
+    ends = _ends(first, last, prefix.max_prefixlen)
+    return (*ends, first + 1) if len(ends) > 1 else ends
+
+
+def _span(network: Network) -> tuple[int, int]:
+    return int(network.network_address), int(network.broadcast_address)
+
+
+def _ends(first: int, last: int, bits: int) -> tuple[int, ...]:
+    """Which ends of a block are no host's: both in IPv4, the first in IPv6."""
+    if last - first < 3:  # RFC 3021, RFC 6164
         return ()
-    first = int(prefix.network_address)
-    return (first, first + 1, int(prefix.broadcast_address))
+    return (first, last) if bits == 32 else (first,)
+
+
+def _field(address: Address) -> str:
+    return "address" if address.version == 4 else "address6"
+
+
+def _none_free() -> GeneveError:
+    return GeneveError(
+        Code.NO_ADDRESS,
+        "every address that the VPC has on this node is in use or rests",
+        hint="wait, or give the VPC another prefix or local route",
+        field="vpc",
+    )

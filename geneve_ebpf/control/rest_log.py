@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
+
+from geneve_ebpf.model import Address
 
 # So many lines are appended before the file is written anew without the past.
 LINES_MAX = 20_000
@@ -23,7 +25,7 @@ class Rest:
     """A freed address that only `sandbox` may have until then."""
 
     vni: int
-    address: IPv4Address
+    address: Address
     until: float  # seconds, monotonic clock
     sandbox: str
 
@@ -96,6 +98,6 @@ def _read(line: str) -> Rest | None:
     fields = line.split(" ")
     try:
         vni, address, until, sandbox = fields
-        return Rest(int(vni), IPv4Address(address), float(until), sandbox)
-    except (ValueError, AddressValueError):
+        return Rest(int(vni), ip_address(address), float(until), sandbox)
+    except ValueError:
         return None

@@ -6,22 +6,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, ip_network
 from itertools import pairwise
 
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.model import Route, RouteKind, Vpc, Vtep
+from geneve_ebpf.model import (
+    Address,
+    Guest,
+    Network,
+    Route,
+    RouteKind,
+    Vpc,
+    Vtep,
+    in_order,
+    refuse_other_family,
+)
 
-# Ranges no sandbox can have an address in.
-NOT_UNICAST = tuple(IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
+# Ranges no sandbox can have an address in. A link-local address has its meaning on one
+# link, and an IPv4-mapped one is how the maps hold IPv4.
+NOT_UNICAST = tuple(
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3",
+        "::/128", "::1/128", "::ffff:0:0/96", "fe80::/10", "ff00::/8",
+    )
+)  # fmt: skip
+EXAMPLE = {4: "10.0.0.0/16", 6: "fd00:1::/48"}
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What this node demands of any state, whatever else is in it."""
 
-    guest_network: IPv4Network
-    own_vtep: IPv4Address
+    guest: Guest
+    own_vtep: Address
+
+    def guest_range(self, version: int) -> Network:
+        """What the guest has of a family for itself."""
+        return self.guest.network if version == 4 else ip_network(self.guest.address6)
 
 
 class DesiredState:
@@ -36,9 +58,9 @@ class DesiredState:
         self.revision = revision
         self.vpcs: dict[str, Vpc] = {}
         self.vpc_by_vni: dict[int, Vpc] = {}
-        self.vteps: dict[IPv4Address, Vtep] = {}
-        self._routes: dict[str, dict[IPv4Network, Route]] = {}
-        self._routes_to: dict[IPv4Address, int] = {}
+        self.vteps: dict[Address, Vtep] = {}
+        self._routes: dict[str, dict[Network, Route]] = {}
+        self._routes_to: dict[Address, int] = {}
 
     # VPCs
 
@@ -72,29 +94,30 @@ class DesiredState:
             raise GeneveError(
                 Code.BAD_PREFIX,
                 f"VPC {vpc.name} has no prefix",
-                hint="at least one, such as 10.0.0.0/16",
+                hint="at least one, such as 10.0.0.0/16 or fd00:1::/48",
                 field="prefixes",
             )
         for prefix in vpc.prefixes:
-            if prefix.overlaps(self.rules.guest_network):
+            guest = self.rules.guest_range(prefix.version)
+            if _overlap(prefix, guest):
                 raise GeneveError(
                     Code.PREFIX_OVERLAPS_GUEST,
-                    f"{prefix} overlaps the guest's own range {self.rules.guest_network}",
-                    hint="choose another prefix, or another [guest] network for the node",
+                    f"{prefix} overlaps the guest's own range {guest}",
+                    hint=f"choose another prefix, or another {_guest_key(prefix)} for the node",
                     field="prefixes",
                 )
             for other in NOT_UNICAST:
-                if prefix.overlaps(other):
+                if _overlap(prefix, other):
                     raise GeneveError(
                         Code.BAD_PREFIX,
                         f"{prefix} overlaps {other}, where no sandbox can have an address",
-                        hint="a unicast prefix, such as 10.0.0.0/16",
+                        hint=f"a unicast prefix, such as {EXAMPLE[prefix.version]}",
                         field="prefixes",
                     )
         # In order of address, an overlap is always one between neighbours.
-        ordered = sorted(vpc.prefixes)
+        ordered = sorted(vpc.prefixes, key=in_order)
         for one, other in pairwise(ordered):
-            if one.overlaps(other):
+            if _overlap(one, other):
                 raise GeneveError(
                     Code.PREFIX_OVERLAP,
                     f"{one} and {other} of VPC {vpc.name} overlap",
@@ -141,7 +164,8 @@ class DesiredState:
     # VTEPs
 
     def check_vtep(self, vtep: Vtep) -> None:
-        """Raise BAD_ADDRESS if the VTEP is this node itself."""
+        """Raise BAD_ADDRESS if the VTEP is this node itself, VTEP_FAMILY if not of its family."""
+        refuse_other_family(vtep.address, self.rules.own_vtep)
         if vtep.address == self.rules.own_vtep:
             raise GeneveError(
                 Code.BAD_ADDRESS,
@@ -150,7 +174,7 @@ class DesiredState:
                 field="address",
             )
 
-    def check_vtep_removable(self, address: IPv4Address) -> Vtep:
+    def check_vtep_removable(self, address: Address) -> Vtep:
         """The VTEP, if no route uses it. Raises VTEP_NOT_FOUND, VTEP_IN_USE."""
         vtep = self.vteps.get(address)
         if vtep is None:
@@ -173,7 +197,7 @@ class DesiredState:
         """Add the VTEP, or replace the one with its address."""
         self.vteps[vtep.address] = vtep
 
-    def drop_vtep(self, address: IPv4Address) -> None:
+    def drop_vtep(self, address: Address) -> None:
         """Forget the VTEP."""
         del self.vteps[address]
 
@@ -188,13 +212,23 @@ class DesiredState:
         self.vpc(route.vpc)
         # A wider prefix may be right, a default route for one; what lies inside the
         # guest's range can only be a mistake, for no packet to it ever leaves.
-        if route.prefix.subnet_of(self.rules.guest_network):
+        guest = self.rules.guest_range(route.prefix.version)
+        if _inside(route.prefix, guest):
             raise GeneveError(
                 Code.PREFIX_OVERLAPS_GUEST,
-                f"{route.prefix} is in the guest's own range {self.rules.guest_network}",
-                hint="choose another prefix, or another [guest] network for the node",
+                f"{route.prefix} is in the guest's own range {guest}",
+                hint=f"choose another prefix, or another {_guest_key(route.prefix)} for the node",
                 field="prefix",
             )
+        if route.prefix.version == 6:
+            for other in NOT_UNICAST:
+                if _inside(route.prefix, other):
+                    raise GeneveError(
+                        Code.BAD_PREFIX,
+                        f"{route.prefix} is in {other}, where no sandbox can have an address",
+                        hint=f"a unicast prefix, such as {EXAMPLE[6]}",
+                        field="prefix",
+                    )
         if route.kind is RouteKind.REMOTE:
             if route.vtep is None:
                 raise GeneveError(
@@ -220,7 +254,7 @@ class DesiredState:
                     field=name,
                 )
 
-    def route(self, vpc: str, prefix: IPv4Network) -> Route | None:
+    def route(self, vpc: str, prefix: Network) -> Route | None:
         """The route of exactly this prefix."""
         return self._routes.get(vpc, {}).get(prefix)
 
@@ -232,12 +266,11 @@ class DesiredState:
         for routes in self._routes.values():
             yield from routes.values()
 
-    def match(self, vpc: str, address: IPv4Address) -> Route | None:
+    def match(self, vpc: str, address: Address) -> Route | None:
         """The longest route over an address: what the data plane would choose."""
         routes = self._routes.get(vpc, {})
-        for length in range(32, -1, -1):
-            network = int(address) >> (32 - length) << (32 - length)
-            route = routes.get(IPv4Network((network, length)))
+        for length in range(address.max_prefixlen, -1, -1):
+            route = routes.get(ip_network((address, length), strict=False))
             if route is not None:
                 return route
         return None
@@ -324,6 +357,20 @@ def steps_of_difference(
         if after.route(route.vpc, route.prefix) is None:
             difference.routes_removed.append(route)
         yield
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _inside(one: Network, other: Network) -> bool:
+    if isinstance(one, IPv4Network):
+        return isinstance(other, IPv4Network) and one.subnet_of(other)
+    return not isinstance(other, IPv4Network) and one.subnet_of(other)
+
+
+def _guest_key(prefix: Network) -> str:
+    return f"[guest] {'network' if prefix.version == 4 else 'address6'}"
 
 
 def _vpc_fields(vpc: Vpc) -> dict[str, object]:

@@ -12,7 +12,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from itertools import chain, islice
 from pathlib import Path
 
@@ -78,19 +78,19 @@ class Store:
             ).fetchone()
             state = DesiredState(rules, revision)
             for name, vni, prefixes in self._db.execute("SELECT * FROM vpcs"):
-                vpc = Vpc(name, vni, tuple(IPv4Network(text) for text in json.loads(prefixes)))
+                vpc = Vpc(name, vni, tuple(ip_network(text) for text in json.loads(prefixes)))
                 state.check_vpc(vpc)
                 state.put_vpc(vpc)
             for address, mtu in self._db.execute("SELECT * FROM vteps"):
-                vtep = Vtep(IPv4Address(address), mtu)
+                vtep = Vtep(ip_address(address), mtu)
                 state.check_vtep(vtep)
                 state.put_vtep(vtep)
             for vpc_name, prefix, kind, to, mac in self._db.execute("SELECT * FROM routes"):
                 route = Route(
                     vpc_name,
-                    IPv4Network(prefix),
+                    ip_network(prefix),
                     RouteKind(kind),
-                    None if to is None else IPv4Address(to),
+                    None if to is None else ip_address(to),
                     None if mac is None else parse_mac(mac),
                 )
                 state.check_route(route)

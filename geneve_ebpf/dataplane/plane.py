@@ -12,10 +12,11 @@ import ctypes
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from geneve_ebpf.abi import (
+    MAPPED,
     MAPS,
     Address,
     Binding,
@@ -31,9 +32,11 @@ from geneve_ebpf.abi import (
     SlotCounters,
     TrafficRow,
     VtepValue,
+    constant,
     drop_reasons,
     event_kinds,
     mapped,
+    unmapped,
 )
 from geneve_ebpf.dataplane.config import read_config
 from geneve_ebpf.dataplane.counters import (
@@ -48,15 +51,18 @@ from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.loader import source
 from geneve_ebpf.loader.maps import SharedArray, Table
 from geneve_ebpf.loader.pins import Pins
+from geneve_ebpf.model import Address as AnyAddress
 from geneve_ebpf.model import (
     Attachment,
     Endpoint,
     MacAddress,
+    Network,
     Route,
     RouteKind,
     Slot,
     SlotState,
     Vtep,
+    refuse_other_family,
 )
 
 _KINDS = {RouteKind.REMOTE: 1, RouteKind.LOCAL: 2, RouteKind.BLACKHOLE: 3}
@@ -69,11 +75,15 @@ _READY, _RESERVED, _TAKEN = (
 # Parts of struct binding, and both halves of an endpoint, as attaching writes them.
 _TENANT = struct.Struct("=I4s6s")  # from vni: address, mac
 _OCCUPANT = struct.Struct("=Q64s")  # from attached_at: sandbox
-_ENDPOINT_KEY = struct.Struct("=I16s")
+_ENDPOINT_KEY = struct.Struct("=I12s4s")  # of an IPv4 address
+_ENDPOINT_KEY6 = struct.Struct("=I16s")
 _ENDPOINT = struct.Struct("=QII")
 _TENANT_AT, _OCCUPANT_AT = Binding.vni.offset, Binding.attached_at.offset
+_ADDRESS6_AT, _NO_IPV4, _NO_IPV6 = Binding.address6.offset, bytes(4), bytes(16)
 _STATE_WORD, _IFINDEX_WORD = Binding.state.offset // 4, Binding.ifindex.offset // 4
-_BEFORE_IPV4 = 32 + 96  # bits of a route's key before an IPv4 prefix: VNI, ::ffff:0:0/96
+# Bits of a route's key before a prefix: the VNI, and ::ffff:0:0/96 before IPv4.
+_BEFORE = {4: 32 + 96, 6: 32}
+_ROUTE_IPV6 = constant("ROUTE_IPV6")
 # How long a reader waits out a fold of counters before it takes what it sees:
 # the writer may have died in the middle.
 _FOLD_PATIENCE = 100
@@ -112,7 +122,8 @@ class DataPlane:
         self._folded: Table[Key32, SlotCounters] = Table(
             pins.map("vpc_counters"), Key32, SlotCounters
         )
-        self._gateway_mac = read_config(pins).gateway_mac
+        config = read_config(pins)
+        self._gateway_mac, self._own_vtep = config.gateway_mac, config.vtep
         # (vtep, mtu, mac) -> id, of the next hops in the map
         self._nexthop_ids: dict[tuple[bytes, int, bytes], int] | None = None
 
@@ -173,7 +184,7 @@ class DataPlane:
     def attach(self, slot: int, sandbox: str, endpoint: Endpoint) -> Attachment:
         """Bind a slot to an endpoint; when this returns, packets pass.
 
-        The slot must be READY or RESERVED (else SLOT_TAKEN) and the address
+        The slot must be READY or RESERVED (else SLOT_TAKEN) and every address
         free in its VPC (else ADDRESS_IN_USE); MAP_FULL if there is no room. On
         any error nothing has changed.
         """
@@ -186,23 +197,29 @@ class DataPlane:
             )
         word = slot * self._words_per_row
         generation = self._state_words[0] + 1
-        address = endpoint.address.packed
+        vni, address, address6 = endpoint.vni, endpoint.address, endpoint.address6
+        value = _ENDPOINT.pack(generation, slot, self._halves[word * 2 + _IFINDEX_WORD])
         # First the half that is looked up by address: without the binding's
         # generation it leads nowhere, so a crash in between attaches nobody.
-        if not self._endpoints.insert_packed(
-            _ENDPOINT_KEY.pack(endpoint.vni, mapped(endpoint.address)),
-            _ENDPOINT.pack(generation, slot, self._halves[word * 2 + _IFINDEX_WORD]),
-        ):
-            raise GeneveError(
-                Code.ADDRESS_IN_USE,
-                f"another sandbox of VNI {endpoint.vni} has {endpoint.address}",
-                hint="leave out the address to get a free one",
-                field="address",
-            )
+        ipv4 = _NO_IPV4
+        if address is not None:
+            ipv4 = address.packed
+            if not self._endpoints.insert_packed(_ENDPOINT_KEY.pack(vni, MAPPED, ipv4), value):
+                raise _in_use(vni, address)
+        memory, row = self._bindings.memory, word * 8
+        if address6 is not None:
+            ipv6 = address6.packed
+            try:
+                if not self._endpoints.insert_packed(_ENDPOINT_KEY6.pack(vni, ipv6), value):
+                    raise _in_use(vni, address6)
+            except BaseException:
+                if address is not None:
+                    self._endpoints.remove(EndpointKey(vni, Address.of(address)))
+                raise
+            memory[row + _ADDRESS6_AT : row + _ADDRESS6_AT + 16] = ipv6
         self._state_words[0] = generation
         now = time.time_ns()
-        memory, row = self._bindings.memory, word * 8
-        _TENANT.pack_into(memory, row + _TENANT_AT, endpoint.vni, address, endpoint.mac.octets)
+        _TENANT.pack_into(memory, row + _TENANT_AT, vni, ipv4, endpoint.mac.octets)
         _OCCUPANT.pack_into(memory, row + _OCCUPANT_AT, now, sandbox.encode())
         self._halves[word * 2 + _STATE_WORD] = _TAKEN
         self._words[word] = generation
@@ -222,8 +239,8 @@ class DataPlane:
             )
         binding = self._bindings.copy(slot)
         self._words[word] = 0
-        address = IPv4Address(bytes(binding.address))
-        self._endpoints.remove(EndpointKey(binding.vni, Address.of(address)))
+        for address in _endpoint_of(binding).addresses:
+            self._endpoints.remove(EndpointKey(binding.vni, Address.of(address)))
         return self.counters(slot)
 
     def attachments(self) -> Iterator[Attachment]:
@@ -351,7 +368,11 @@ class DataPlane:
     # -- VTEPs and routes
 
     def add_vtep(self, vtep: Vtep) -> None:
-        """Accept Geneve from this sender; a known one gets the new MTU, its routes too."""
+        """Accept Geneve from this sender; a known one gets the new MTU, its routes too.
+
+        Raises VTEP_FAMILY unless it is of the family of the node's own VTEP.
+        """
+        refuse_other_family(vtep.address, self._own_vtep)
         octets = mapped(vtep.address)
         self._vteps.set(Address.of(vtep.address), VtepValue(vtep.mtu))
         ids = self._ids()
@@ -362,7 +383,7 @@ class DataPlane:
                 del ids[old]
                 ids.setdefault(new, number)
 
-    def remove_vtep(self, address: IPv4Address) -> None:
+    def remove_vtep(self, address: AnyAddress) -> None:
         """Accept no more from it. Routes through it must be gone already."""
         self._vteps.remove(Address.of(address))
         ids = self._ids()
@@ -374,7 +395,7 @@ class DataPlane:
     def vteps(self) -> Iterator[Vtep]:
         """Every known VTEP."""
         for key, value in self._vteps.items():
-            yield Vtep(_ipv4(key), value.mtu)
+            yield Vtep(key.unmapped(), value.mtu)
 
     def set_routes(self, routes: Iterable[tuple[int, Route]]) -> None:
         """Insert or replace (VNI, route) pairs; each swaps whole.
@@ -389,45 +410,50 @@ class DataPlane:
             nexthop = self._nexthop_of(route, pending) if route.kind is RouteKind.REMOTE else 0
             pending.add(nexthop)
             value = RouteValue(_KINDS[route.kind], nexthop)
-            address = Address.of(route.prefix.network_address)
             if route.prefix.prefixlen == route.prefix.max_prefixlen:
+                address = Address.of(route.prefix.network_address)
                 exact.append((HostKey(vni, address), value))
             else:
-                lpm.append((RouteKey(_trie_length(route.prefix), vni, address), value))
+                lpm.append((_trie_key(vni, route.prefix), value))
         self._exact.set_many(exact)
         self._lpm.set_many(lpm)
 
-    def remove_routes(self, routes: Iterable[tuple[int, IPv4Network]]) -> None:
+    def remove_routes(self, routes: Iterable[tuple[int, Network]]) -> None:
         """Delete (VNI, prefix) pairs; those that are not there do not matter."""
         for vni, prefix in routes:
-            address = Address.of(prefix.network_address)
             if prefix.prefixlen == prefix.max_prefixlen:
-                self._exact.remove(HostKey(vni, address))
+                self._exact.remove(HostKey(vni, Address.of(prefix.network_address)))
             else:
-                self._lpm.remove(RouteKey(_trie_length(prefix), vni, address))
+                self._lpm.remove(_trie_key(vni, prefix))
 
     def routes(self) -> Iterator[tuple[int, Route]]:
         """Every (VNI, route) that the maps hold; the routes name no VPC."""
         hops = {number: key for key, number in self._ids().items()}
         for host, value in self._exact.items():
-            yield host.vni, self._route(IPv4Network((int(_ipv4(host.address)), 32)), value, hops)
+            yield host.vni, self._route(_alone(host.address.unmapped()), value, hops)
         for key, value in self._lpm.items():
-            prefix = IPv4Network((int(_ipv4(key.address)), key.prefix_length - _BEFORE_IPV4))
-            yield key.vni, self._route(prefix, value, hops)
+            octets = bytes(key.address.word)
+            prefix: Network
+            if key.vni & _ROUTE_IPV6:
+                prefix = IPv6Network((octets, key.prefix_length - _BEFORE[6]))
+            else:
+                prefix = IPv4Network((octets[12:], key.prefix_length - _BEFORE[4]))
+            yield key.vni & ~_ROUTE_IPV6, self._route(prefix, value, hops)
 
-    def lookup(self, vni: int, address: IPv4Address) -> Route | None:
-        """The route the program would choose; its prefix is /32 for a trie's answer, as the
-        kernel does not say which entry matched.
+    def lookup(self, vni: int, address: AnyAddress) -> Route | None:
+        """The route the program would choose; its prefix is the address alone for a trie's
+        answer too, as the kernel does not say which entry matched.
         """
-        key = Address.of(address)
-        value = self._exact.get(HostKey(vni, key)) or self._lpm.get(RouteKey(160, vni, key))
+        value = self._exact.get(HostKey(vni, Address.of(address))) or self._lpm.get(
+            _trie_key(vni, _alone(address))
+        )
         if value is None:
             return None
         hops = {number: key for key, number in self._ids().items()}
-        return self._route(IPv4Network((int(address), 32)), value, hops)
+        return self._route(_alone(address), value, hops)
 
     def _route(
-        self, prefix: IPv4Network, value: RouteValue, hops: dict[int, tuple[bytes, int, bytes]]
+        self, prefix: Network, value: RouteValue, hops: dict[int, tuple[bytes, int, bytes]]
     ) -> Route:
         kind = _KIND_OF[value.kind]
         if kind is not RouteKind.REMOTE or value.nexthop not in hops:
@@ -438,7 +464,7 @@ class DataPlane:
             "",
             prefix,
             kind,
-            _ipv4(Address.from_buffer_copy(vtep)),
+            unmapped(vtep),
             None if gateway else MacAddress(mac),
         )
 
@@ -541,20 +567,33 @@ class DataPlane:
 
 
 def _endpoint_of(binding: Binding) -> Endpoint:
+    ipv4, ipv6 = bytes(binding.address), bytes(binding.address6.word)
     return Endpoint(
-        binding.vni, IPv4Address(bytes(binding.address)), MacAddress(bytes(binding.mac))
+        binding.vni,
+        None if ipv4 == _NO_IPV4 else IPv4Address(ipv4),
+        MacAddress(bytes(binding.mac)),
+        None if ipv6 == _NO_IPV6 else IPv6Address(ipv6),
     )
 
 
-def _ipv4(key: Address) -> IPv4Address:
-    address = key.unmapped()
-    if isinstance(address, IPv6Address):
-        raise TypeError(f"{address} in a map of this version")
-    return address
+def _in_use(vni: int, address: AnyAddress) -> GeneveError:
+    return GeneveError(
+        Code.ADDRESS_IN_USE,
+        f"another sandbox of VNI {vni} has {address}",
+        hint="leave out the address to get a free one",
+        field="address" if address.version == 4 else "address6",
+    )
 
 
-def _trie_length(prefix: IPv4Network) -> int:
-    return _BEFORE_IPV4 + prefix.prefixlen
+def _alone(address: AnyAddress) -> Network:
+    """The prefix that is this address alone."""
+    return IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
+
+
+def _trie_key(vni: int, prefix: Network) -> RouteKey:
+    length = _BEFORE[prefix.version] + prefix.prefixlen
+    family = _ROUTE_IPV6 if prefix.version == 6 else 0
+    return RouteKey(length, vni | family, Address.of(prefix.network_address))
 
 
 def _nexthop(key: tuple[bytes, int, bytes]) -> NexthopValue:

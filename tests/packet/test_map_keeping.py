@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The maps' keeping: next hops past their limit, what is left of a VPC and of a sandbox."""
+"""The maps' keeping: next hops past their limit, what is left of a VPC and of a sandbox, and
+how they hold both families."""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 
 import pytest
 
-from geneve_ebpf.abi import constant
+from geneve_ebpf.abi import EndpointKey, EndpointValue, constant
 from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.loader.maps import Table
 from geneve_ebpf.model import MacAddress, Route, RouteKind, Vtep
 from tests.packets import UDP, from_guest
 from tests.programs import loaded
@@ -69,3 +71,94 @@ def test_a_detached_sandbox_is_known_until_its_slot_is_gone():
 
         node.plane.remove_slot(0)
         assert list(node.plane.departed()) == []
+
+
+def held(node):
+    """What the endpoints map holds: VNI and address."""
+    table = Table(node.pins.map("endpoints"), EndpointKey, EndpointValue)
+    try:
+        return sorted((key.vni, str(key.address.unmapped())) for key, _ in table.items())
+    finally:
+        table.close()
+
+
+def addresses(endpoint):
+    return tuple(map(str, endpoint.addresses))
+
+
+@pytest.mark.parametrize(
+    "wanted", [("10.0.0.1",), ("fd00::1",), ("10.0.0.1", "fd00::1")], ids=["4", "6", "both"]
+)
+def test_an_endpoint_has_a_row_for_every_address_and_none_when_it_is_gone(wanted):
+    """The maps alone say who has which address, while it is attached and afterwards."""
+    with loaded(1) as node:
+        node.attach(0, "web", VNI, *wanted)
+        (attached,) = node.plane.attachments()
+        assert addresses(attached.endpoint) == wanted
+        assert held(node) == sorted((VNI, text) for text in wanted)
+
+        node.plane.detach(0)
+        assert held(node) == []
+        ((_, endpoint),) = node.plane.departed()
+        assert addresses(endpoint) == wanted
+
+
+def test_an_attach_that_gets_one_of_two_addresses_gets_neither():
+    """Whichever is somebody else's, the other one stays free and the slot ready."""
+    with loaded(2) as node:
+        node.attach(0, "web", VNI, "10.0.0.1", "fd00::1")
+        for wanted, field in (
+            (("10.0.0.2", "fd00::1"), "address6"),
+            (("10.0.0.1", "fd00::2"), "address"),
+        ):
+            with pytest.raises(GeneveError) as refusal:
+                node.attach(1, "late", VNI, *wanted)
+            assert (refusal.value.code, refusal.value.field) == (Code.ADDRESS_IN_USE, field)
+            assert held(node) == [(VNI, "10.0.0.1"), (VNI, "fd00::1")]
+
+        node.attach(1, "late", VNI, "10.0.0.2", "fd00::2")
+        assert len(held(node)) == 4
+
+
+def test_an_attach_cut_short_holds_no_address_after_the_next_start():
+    """Killed with both addresses taken and the binding not published."""
+    with loaded(1) as node:
+        node.attach(0, "web", VNI, "10.0.0.1", "fd00::1")
+        node.plane._words[0] = 0
+
+        assert node.plane.repair() == 2
+        assert held(node) == []
+
+
+def test_routes_of_both_families_read_as_they_were_set():
+    """A default route of each, and whole addresses, through one VTEP."""
+    prefixes = ["0.0.0.0/0", "10.0.0.0/8", "10.0.0.7/32", "::/0", "fd00::/48", "fd00::7/128"]
+    with loaded(1) as node:
+        node.plane.add_vtep(Vtep(PEER))
+        wanted = {(VNI, Route("", ip_network(text), RouteKind.REMOTE, PEER)) for text in prefixes}
+        node.plane.set_routes(wanted)
+        assert set(node.plane.routes()) == wanted
+
+        node.plane.remove_routes((VNI, ip_network(text)) for text in prefixes)
+        assert list(node.plane.routes()) == []
+
+
+def test_a_default_route_is_one_familys():
+    """::/0 covers ::ffff:0:0/96, which is how the maps write IPv4, and is no way for IPv4."""
+    with loaded(1) as node:
+        node.route(VNI, "::/0", RouteKind.BLACKHOLE)
+        assert node.plane.lookup(VNI, ip_address("10.0.0.1")) is None
+        assert node.plane.lookup(VNI, ip_address("fd00::1")).kind is RouteKind.BLACKHOLE
+
+        node.route(VNI, "0.0.0.0/0", RouteKind.LOCAL)
+        assert node.plane.lookup(VNI, ip_address("10.0.0.1")).kind is RouteKind.LOCAL
+        assert node.plane.lookup(VNI, ip_address("fd00::1")).kind is RouteKind.BLACKHOLE
+
+
+def test_a_vtep_of_the_other_family_is_refused():
+    """The underlay has the family of the node's own VTEP."""
+    with loaded(1) as node, pytest.raises(GeneveError) as refusal:
+        node.plane.add_vtep(Vtep(ip_address("2001:db8::2")))
+
+    assert refusal.value.code is Code.VTEP_FAMILY
+    assert refusal.value.hint

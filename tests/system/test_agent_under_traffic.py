@@ -76,7 +76,7 @@ def identity(sandbox: dict[str, Any]) -> tuple[Any, ...]:
     """What must not change while the agent does."""
     return tuple(
         sandbox[key] if key != "slot" else sandbox[key]["id"]
-        for key in ("sandbox", "vpc", "vni", "addresses", "mac", "generation", "slot")
+        for key in ("sandbox", "vpc", "vni", "address", "address6", "mac", "generation", "slot")
     )
 
 
@@ -304,7 +304,7 @@ def test_names_addresses_and_slots_do_not_leak_into_each_other(nodes: tuple[Node
         left = {vpc: attach(a, f"{vpc}-{number}", vpc) for vpc in ("blue", "red")}
         right = {vpc: attach(b, f"{vpc}-{number}", vpc) for vpc in ("blue", "red")}
         for vpc in ("blue", "red"):
-            target = right[vpc]["addresses"][0].split("/")[0]
+            target = right[vpc]["address"]
             assert ping(netns(left[vpc]), target) == 3
             counters = ask(b, "GET", f"/v1/sandboxes/{vpc}-{number}")["counters"]
             assert counters["rx_remote"]["packets"] == 3

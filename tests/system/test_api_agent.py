@@ -212,7 +212,7 @@ def test_a_late_detach_does_not_hit_the_successor(bench, ask):
     ask.must("DELETE", "/v1/sandboxes/a")
     second = ask.must("PUT", "/v1/sandboxes/a", {"vpc": "blue"})
 
-    assert second["addresses"] == first["addresses"]
+    assert second["address"] == first["address"]
     assert second["generation"] > first["generation"]
     assert second["slot"]["id"] != first["slot"]["id"]
     late = f"/v1/sandboxes/a?generation={first['generation']}"
@@ -229,7 +229,7 @@ def test_a_freed_address_rests_also_over_a_crash(bench, ask):
     bench.restart()
 
     assert ask.code("PUT", "/v1/sandboxes/rest2", again) == "address_resting"
-    assert ask.must("PUT", "/v1/sandboxes/rest1", {"vpc": "blue"})["addresses"] == ["10.0.50.50"]
+    assert ask.must("PUT", "/v1/sandboxes/rest1", {"vpc": "blue"})["address"] == "10.0.50.50"
 
 
 def test_items_of_a_batch_stand_each_on_its_own(bench, ask):

@@ -105,11 +105,12 @@ def test_attach_json_has_every_field(node):
     assert answer["sandbox"] == "web"
     assert answer["state"] == "attached"
     assert (answer["vpc"], answer["vni"]) == ("blue", BLUE)
-    assert answer["addresses"] == ["10.0.0.5"]
+    assert answer["address"] == "10.0.0.5"
+    assert answer["address6"] is None
     assert answer["generation"] >= 1
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", answer["attached_at"])
     assert set(answer["guest"]) == {
-        "interface", "addresses", "gateway", "mac", "gateway_mac", "mtu",
+        "interface", "address", "address6", "gateway", "gateway6", "mac", "gateway_mac", "mtu",
     }  # fmt: skip
     assert {"id", "kind", "netns", "host_interface", "host_ifindex"} <= set(answer["slot"])
     assert answer["slot"]["kind"] == "namespace"
@@ -236,7 +237,7 @@ def test_two_attaches_racing_for_one_name(node):
     assert sorted(process.returncode for process in processes) == [0, 4]
     (sandbox,) = asked(node, "list")["sandboxes"]
     winner = next(n for n, p in zip((5, 6), processes, strict=True) if p.returncode == 0)
-    assert sandbox["addresses"] == [f"10.0.0.{winner}"]
+    assert sandbox["address"] == f"10.0.0.{winner}"
 
 
 def test_vpcs_vteps_and_routes_one_by_one(node):

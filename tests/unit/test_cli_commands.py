@@ -35,7 +35,9 @@ SLOT = {
 }
 GUEST = {
     "interface": "eth0",
-    "addresses": ["169.254.77.2"],
+    "address": "169.254.77.2",
+    "address6": "fd67:6e76:77::2",
+    "gateway6": "fe80::1",
     "gateway": "169.254.77.1",
     "mac": "02:47:56:00:00:02",
     "gateway_mac": "02:47:56:00:00:01",
@@ -47,7 +49,8 @@ SANDBOX = {
     "state": "attached",
     "vpc": "blue",
     "vni": 4097,
-    "addresses": ["10.0.0.5"],
+    "address": "10.0.0.5",
+    "address6": None,
     "mac": "02:47:0a:00:00:05",
     "guest": GUEST,
     "slot": SLOT,
@@ -146,6 +149,34 @@ REMOTE = {**ROUTE}
             ("PUT", "/v1/vpcs/blue", {"vni": 1, "prefixes": ["10.0.0.0/8", "192.168.0.0/24"]}),
             answer("200 OK", {}),
             "vpc blue exists already\n",
+        ),
+        (
+            ["vpc", "create", "blue", "--vni", "1", "--prefix", "10.0.0.0/8", "--prefix",
+             "FD00:1:0::/48"],
+            ("PUT", "/v1/vpcs/blue", {"vni": 1, "prefixes": ["10.0.0.0/8", "fd00:1::/48"]}),
+            answer("200 OK", {}),
+            "vpc blue exists already\n",
+        ),
+        (
+            ["attach", "web", "--vpc", "blue", "--ip", "FD00::5", "--ip", "10.0.0.5"],
+            ("PUT", "/v1/sandboxes/web",
+             {"vpc": "blue", "address": "10.0.0.5", "address6": "fd00::5"}),
+            answer("200 OK", {**SANDBOX, "address6": "fd00::5"}),
+            "web attached already: 10.0.0.5,fd00::5 in vpc blue on slot-3,"
+            " netns /run/x/netns/slot-3\n",
+        ),
+        (
+            ["vtep", "add", "2001:DB8::2"],
+            ("PUT", "/v1/vteps/2001:db8::2", {"mtu": 0}),
+            answer("201 Created", {}),
+            "vtep 2001:DB8::2 added\n",
+        ),
+        (
+            ["route", "add", "fd00:0:1::/48", "--vpc", "blue", "--via", "2001:db8::2"],
+            ("POST", "/v1/routes", {"vpc": "blue", "prefix": "fd00:0:1::/48", "kind": "remote",
+                                    "vtep": "2001:db8::2"}),
+            answer("201 Created", {}),
+            "route fd00:0:1::/48 added\n",
         ),
         (
             ["vpc", "list"],
@@ -320,8 +351,10 @@ def test_list_shows_every_sandbox(ask):
     _, out, _, requests = ask(["list"], answer("200 OK", {"sandboxes": [SANDBOX]}))
 
     header, line = out.splitlines()
-    assert header.split() == ["SANDBOX", "VPC", "ADDRESS", "SLOT", "GENERATION", "AGE"]
-    assert line.split()[:-1] == ["web", "blue", "10.0.0.5", "slot-3", "12"]
+    assert header.split() == [
+        "SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "GENERATION", "AGE",
+    ]  # fmt: skip
+    assert line.split()[:-1] == ["web", "blue", "10.0.0.5", "-", "slot-3", "12"]
     assert line.split()[-1].endswith("d")
     assert requests == [("GET", "/v1/sandboxes", None)]
 
@@ -470,6 +503,8 @@ def test_an_agent_cannot_move_the_terminal(ask):
         (["attach", "web", "--vpc", "a/b"], "bad_name"),
         (["attach", "web", "--vpc", "blue", "--address", "10.0.0"], "bad_address"),
         (["attach", "web", "--vpc", "blue", "--address", "224.0.0.1"], "bad_address"),
+        (["attach", "web", "--vpc", "blue", "--ip", "fe80::1%eth0"], "bad_address"),
+        (["attach", "web", "--vpc", "blue", "--ip", "10.0.0.5", "--ip", "10.0.0.6"], "bad_request"),
         (["attach", "web", "--vpc", "blue", "--slot", "3"], "bad_name"),
         (["attach", "web"], "bad_request"),
         (["detach", "web", "--generation", "x"], "bad_request"),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, ip_address, ip_network
 
 import pytest
 from hypothesis import settings
@@ -26,7 +26,7 @@ class Clock:
 
 
 def network(text):
-    return IPv4Network(text)
+    return ip_network(text)
 
 
 def route(prefix, kind=RouteKind.REMOTE):
@@ -45,17 +45,22 @@ def book(clock):
     return book
 
 
+def chosen(book, sandbox):
+    """What the book gives a sandbox that asks for nothing, IPv4 first."""
+    return [address for address in book.choose(sandbox) if address is not None]
+
+
 def attach(book, sandbox, address=None):
-    chosen = book.choose(sandbox) if address is None else IPv4Address(address)
-    if address is not None:
-        book.check(sandbox, chosen)
-    book.take(sandbox, chosen)
-    return str(chosen)
+    addresses = chosen(book, sandbox) if address is None else [ip_address(address)]
+    for one in addresses:
+        book.check(sandbox, one)
+        book.take(sandbox, one)
+    return " ".join(map(str, addresses))
 
 
 def refusal(book, sandbox, address):
     with pytest.raises(GeneveError) as refused:
-        book.check(sandbox, IPv4Address(address))
+        book.check(sandbox, ip_address(address))
     return refused.value.code
 
 
@@ -78,7 +83,7 @@ def test_the_next_prefix_follows_when_one_is_full(book):
 
 def test_an_address_rests_before_another_sandbox_gets_it(book, clock):
     attach(book, "a")
-    book.give_back(IPv4Address("10.0.0.2"))
+    book.give_back(ip_address("10.0.0.2"))
 
     assert refusal(book, "b", "10.0.0.2") is Code.ADDRESS_RESTING
     assert attach(book, "b") == "10.0.0.3"
@@ -89,17 +94,17 @@ def test_an_address_rests_before_another_sandbox_gets_it(book, clock):
 def test_the_same_sandbox_has_its_address_back_at_once(book):
     attach(book, "a")
     attach(book, "b")
-    book.give_back(IPv4Address("10.0.0.3"))
+    book.give_back(ip_address("10.0.0.3"))
 
     assert attach(book, "b") == "10.0.0.3"
 
 
 def test_a_rest_begins_anew_with_each_detach(book, clock):
     attach(book, "a")
-    book.give_back(IPv4Address("10.0.0.2"))
+    book.give_back(ip_address("10.0.0.2"))
     clock.now += REST / 2
     attach(book, "a")
-    book.give_back(IPv4Address("10.0.0.2"))
+    book.give_back(ip_address("10.0.0.2"))
     clock.now += REST / 2 + 1
 
     assert refusal(book, "b", "10.0.0.2") is Code.ADDRESS_RESTING
@@ -139,22 +144,135 @@ def test_with_local_routes_addresses_come_from_those(book):
 
     assert attach(book, "a") == "10.0.0.96"
     book.add_route(route("10.0.0.64/27", RouteKind.LOCAL))
-    assert attach(book, "b") == "10.0.0.64"
+    assert attach(book, "b") == "10.0.0.65"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "block", "given", "left_out"),
+    [
+        ("10.0.0.0/16", "10.0.7.0/30", ["10.0.7.1", "10.0.7.2"], ["10.0.7.0", "10.0.7.3"]),
+        ("10.0.0.0/16", "10.0.7.0/31", ["10.0.7.0", "10.0.7.1"], []),
+        ("10.0.0.0/16", "10.0.7.9/32", ["10.0.7.9"], []),
+        ("fd00::/48", "fd00::7:0/126", ["fd00::7:1", "fd00::7:2", "fd00::7:3"], ["fd00::7:0"]),
+        ("fd00::/48", "fd00::7:0/127", ["fd00::7:0", "fd00::7:1"], []),
+        ("fd00::/48", "fd00::7:9/128", ["fd00::7:9"], []),
+    ],
+)
+def test_the_ends_of_a_block_are_given_only_to_who_asks(clock, prefix, block, given, left_out):
+    """A guest's network software may take them for the network's own or for everybody's."""
+    book = AddressBook(REST, clock)
+    book.set_vpc(Vpc("blue", 100, (network(prefix),)), [route(block, RouteKind.LOCAL)])
+
+    assert [attach(book, f"s{number}") for number in range(len(given))] == given
+    with pytest.raises(GeneveError) as full:
+        book.choose("late")
+    assert full.value.code is Code.NO_ADDRESS
+    for number, address in enumerate(left_out):
+        assert attach(book, f"asked{number}", address) == address
+
+
+@pytest.fixture
+def dual(clock):
+    book = AddressBook(REST, clock)
+    prefixes = ("10.0.0.0/24", "fd00:1::/48")
+    book.set_vpc(Vpc("blue", 100, tuple(map(network, prefixes))))
+    return book
+
+
+def test_a_sandbox_gets_one_address_of_each_family(dual):
+    """Without local routes both prefixes are this node's."""
+    assert attach(dual, "a") == "10.0.0.2 fd00:1::1"
+    assert attach(dual, "b") == "10.0.0.3 fd00:1::2"
+    assert dual.sandboxes() == {"a", "b"}
+    assert dual.owner(ip_address("fd00:1::2")) == "b"
+
+
+def test_with_a_local_block_of_one_family_the_other_has_none_here(dual):
+    """Its addresses may be another node's: nobody says that they are this one's."""
+    dual.add_route(route("fd00:1:0:7::/64", RouteKind.LOCAL))
+
+    assert attach(dual, "a") == "fd00:1:0:7::1"
+    dual.add_route(route("10.0.0.128/25", RouteKind.LOCAL))
+    assert attach(dual, "b") == "10.0.0.129 fd00:1:0:7::2"
+    dual.remove_route(network("fd00:1:0:7::/64"))
+    assert attach(dual, "c") == "10.0.0.130"
+    dual.remove_route(network("10.0.0.128/25"))
+    assert attach(dual, "d") == "10.0.0.2 fd00:1::1"
+
+
+def test_both_addresses_rest_and_come_back_to_their_sandbox(dual, clock):
+    attach(dual, "a")
+    attach(dual, "b")
+    for address in ("10.0.0.3", "fd00:1::2"):
+        dual.give_back(ip_address(address))
+
+    assert refusal(dual, "c", "fd00:1::2") is Code.ADDRESS_RESTING
+    assert len(dual.resting()) == 2
+    assert attach(dual, "c") == "10.0.0.4 fd00:1::3"
+    assert attach(dual, "b") == "10.0.0.3 fd00:1::2"
+    dual.give_back(ip_address("fd00:1::1"))
+    clock.now += REST + 1
+    assert attach(dual, "d") == "10.0.0.5 fd00:1::1"
+
+
+def test_one_family_used_up_is_said_and_not_hidden(clock):
+    """Half a sandbox would be found out much later."""
+    book = AddressBook(REST, clock)
+    book.set_vpc(Vpc("blue", 100, (network("10.0.0.0/30"), network("fd00::/48"))))
+    attach(book, "a")
+
+    with pytest.raises(GeneveError) as full:
+        book.choose("b")
+    assert full.value.code is Code.NO_ADDRESS
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "field"),
+    [
+        ("fd00:2::1", Code.ADDRESS_OUTSIDE_VPC, "address6"),
+        ("fd00:1::", Code.ADDRESS_RESERVED, "address6"),
+        ("fd00:1::9", Code.ADDRESS_IN_USE, "address6"),
+        ("10.0.1.1", Code.ADDRESS_OUTSIDE_VPC, "address"),
+    ],
+)
+def test_a_refused_address_names_its_field(dual, address, code, field):
+    attach(dual, "x", "fd00:1::9")
+
+    with pytest.raises(GeneveError) as refused:
+        dual.check("y", ip_address(address))
+
+    assert (refused.value.code, refused.value.field) == (code, field)
+
+
+def test_an_ipv6_block_is_never_walked_through(clock):
+    """Neither what is routed elsewhere nor what is free costs a step an address."""
+    book = AddressBook(REST, clock)
+    routes = [
+        route("fd00::/32", RouteKind.LOCAL),
+        route("fd00::/64"),
+        route("fd00:0:1::/48", RouteKind.BLACKHOLE),
+    ]
+    book.set_vpc(Vpc("blue", 100, (network("fd00::/16"),)), routes)
+
+    assert book.v6.advance(5)
+    assert attach(book, "a") == "fd00:0:0:1::"
+    assert attach(book, "b", "fd00:0:ffff::5") == "fd00:0:ffff::5"
+    assert attach(book, "c") == "fd00:0:0:1::1"
 
 
 def test_a_hundred_thousand_host_routes_are_passed_in_steps(clock):
     """Work on the way to the next free address can be done ahead, a little at a time."""
     book = AddressBook(REST, clock)
-    first = int(IPv4Address("10.0.0.2"))
+    first = ip_address("10.0.0.2")
     routes = (Route("blue", IPv4Network(first + i), RouteKind.REMOTE) for i in range(100_000))
     book.set_vpc(Vpc("blue", 100, (network("10.0.0.0/8"),)), routes)
 
     rounds = 0
-    while not book.advance(1000):
+    while not book.v4.advance(1000):
         rounds += 1
 
     assert 99 <= rounds <= 101
-    assert book.choose("a") == IPv4Address(first + 100_000)
+    assert chosen(book, "a") == [first + 100_000]
 
 
 def test_a_wide_remote_route_is_passed_in_one_step(clock):
@@ -162,37 +280,45 @@ def test_a_wide_remote_route_is_passed_in_one_step(clock):
     routes = [route("10.0.0.0/9"), route("10.200.0.0/16")]
     book.set_vpc(Vpc("blue", 100, (network("10.0.0.0/8"),)), routes)
 
-    assert book.advance(10)
-    assert str(book.choose("a")) == "10.128.0.0"
+    assert book.v4.advance(10)
+    assert attach(book, "a") == "10.128.0.0"
 
 
-@pytest.mark.parametrize("prefix", ["10.0.0.0/31", "10.0.0.7/32"])
+@pytest.mark.parametrize("prefix", ["10.0.0.0/31", "10.0.0.7/32", "fd00::/127", "fd00::7/128"])
 def test_the_smallest_prefixes_have_no_reserved_addresses(prefix):
     assert reserved_addresses(network(prefix)) == ()
+
+
+# First address -> bits of the rest.
+ROUTED = [(0, 4), (0, 3), (4, 2), (8, 3), (5, 0), (9, 0), (16, 2), None]
 
 
 class AgainstModel(RuleBasedStateMachine):
     """Attach, detach, routes and time in any order; the model tries every address."""
 
+    first = ip_address("10.0.0.0")
     sandboxes = st.integers(0, 9).map(lambda n: f"s{n}")
-    prefixes = st.sampled_from(
-        ["10.0.0.0/28", "10.0.0.0/29", "10.0.0.4/30", "10.0.0.8/29", "10.0.0.5/32", "10.0.0.9/32",
-         "10.0.0.16/30", "0.0.0.0/0"]
-    )  # fmt: skip
+    prefixes = st.sampled_from(ROUTED)
 
-    @initialize(prefixes=st.sampled_from([["10.0.0.0/28"], ["10.0.0.0/29", "10.0.0.16/29"]]))
+    def network(self, span):
+        """A small network by its first number and bits; None is all of the family."""
+        if span is None:
+            return ip_network((self.first, 0), strict=False)
+        return ip_network((self.first + span[0], self.first.max_prefixlen - span[1]))
+
+    @initialize(prefixes=st.sampled_from([[(0, 4)], [(0, 3), (16, 3)]]))
     def start(self, prefixes):
         self.clock = Clock()
         self.book = AddressBook(REST, self.clock)
-        self.networks = [network(text) for text in prefixes]
+        self.networks = [self.network(span) for span in prefixes]
         self.book.set_vpc(Vpc("blue", 100, tuple(self.networks)))
         self.routes = {}
         self.attached = {}
         self.resting = {}
 
-    def kind(self, address):
+    def longest(self, address):
         covering = [net for net in self.routes if address in net]
-        return self.routes[max(covering, key=lambda n: n.prefixlen)] if covering else None
+        return max(covering, key=lambda n: n.prefixlen) if covering else None
 
     def free(self, sandbox, address):
         rest = self.resting.get(address)
@@ -204,7 +330,12 @@ class AgainstModel(RuleBasedStateMachine):
 
     def given(self, address):
         local = RouteKind.LOCAL in self.routes.values()
-        return self.kind(address) is (RouteKind.LOCAL if local else None)
+        block = self.longest(address)
+        if not local or block is None:
+            return not local and block is None
+        ends = [block[0], block[-1]] if address.version == 4 else [block[0]]
+        end = address in ends and block.num_addresses > 2
+        return self.routes[block] is RouteKind.LOCAL and not end
 
     @rule(sandbox=sandboxes)
     def attach(self, sandbox):
@@ -221,14 +352,14 @@ class AgainstModel(RuleBasedStateMachine):
             for a, (owner, until) in self.resting.items()
             if owner == sandbox and until > self.clock.now
         ]
-        address = self.book.choose(sandbox)
+        (address,) = chosen(self.book, sandbox)
         last = max(own)[1] if own else None
         assert address == (last if last in able else min(able))
         self.taken(sandbox, address)
 
     @rule(sandbox=sandboxes, number=st.integers(0, 25))
     def attach_to(self, sandbox, number):
-        address = IPv4Address("10.0.0.0") + number
+        address = self.first + number
         if sandbox in self.attached:
             return
         inside = any(address in net for net in self.networks)
@@ -253,13 +384,13 @@ class AgainstModel(RuleBasedStateMachine):
 
     @rule(prefix=prefixes, kind=st.sampled_from(list(RouteKind)))
     def add_route(self, prefix, kind):
-        self.routes[network(prefix)] = kind
-        self.book.add_route(route(prefix, kind))
+        self.routes[self.network(prefix)] = kind
+        self.book.add_route(Route("blue", self.network(prefix), kind))
 
     @rule(prefix=prefixes)
     def remove_route(self, prefix):
-        self.routes.pop(network(prefix), None)
-        self.book.remove_route(network(prefix))
+        self.routes.pop(self.network(prefix), None)
+        self.book.remove_route(self.network(prefix))
 
     @rule(seconds=st.sampled_from([1, 20, 61]))
     def wait(self, seconds):
@@ -272,8 +403,16 @@ class AgainstModel(RuleBasedStateMachine):
     @invariant()
     def the_same_are_in_use(self):
         if hasattr(self, "attached"):
-            assert self.book.in_use == {int(a): s for s, a in self.attached.items()}
+            assert dict(self.book.in_use()) == self.attached
+
+
+class AgainstModelIpv6(AgainstModel):
+    """The same with IPv6."""
+
+    first = ip_address("fd00:1::")
 
 
 TestAgainstModel = AgainstModel.TestCase
-TestAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAgainstModelIpv6 = AgainstModelIpv6.TestCase
+for case in (TestAgainstModel, TestAgainstModelIpv6):
+    case.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 import pytest
 
 from geneve_ebpf.control.rest_log import Rest, RestLog
 
 
-def rest(last, until, sandbox="a"):
-    return Rest(100, IPv4Address(f"10.0.0.{last}"), until, sandbox)
+def rest(last, until, sandbox="a", network="10.0.0."):
+    return Rest(100, ip_address(f"{network}{last}"), until, sandbox)
 
 
 @pytest.fixture
@@ -31,9 +31,12 @@ def test_a_rest_is_remembered_until_it_ends(path):
     assert log.open(now=0.0) == []
     log.add(rest(2, 60.0))
     log.add(rest(3, 50.0, "b"))
+    log.add(rest(3, 50.0, "b", "fd00::"))
     log.close()
 
-    assert reopened(path, now=10.0) == [rest(3, 50.0, "b"), rest(2, 60.0)]
+    assert reopened(path, now=10.0) == [
+        rest(3, 50.0, "b"), rest(3, 50.0, "b", "fd00::"), rest(2, 60.0)
+    ]  # fmt: skip
     assert reopened(path, now=55.0) == [rest(2, 60.0)]
     assert path.read_text().count("\n") == 1
 

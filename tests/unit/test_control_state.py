@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from geneve_ebpf.control.state import DesiredState, Difference, Rules, steps_of_difference
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.model import MacAddress, Route, RouteKind, Vpc, Vtep
+from geneve_ebpf.model import Guest, MacAddress, Route, RouteKind, Vpc, Vtep
 
-RULES = Rules(IPv4Network("169.254.77.0/30"), IPv4Address("192.0.2.1"))
+RULES = Rules(Guest(), IPv4Address("192.0.2.1"))
 FAR = IPv4Address("192.0.2.2")
 
 
 def vpc(name="blue", vni=100, *prefixes):
-    return Vpc(name, vni, tuple(IPv4Network(p) for p in prefixes or ("10.0.0.0/16",)))
+    return Vpc(name, vni, tuple(ip_network(p) for p in prefixes or ("10.0.0.0/16",)))
 
 
 def remote(prefix, name="blue", vtep=FAR, mac=None):
-    return Route(name, IPv4Network(prefix), RouteKind.REMOTE, vtep, mac)
+    return Route(name, ip_network(prefix), RouteKind.REMOTE, vtep, mac)
 
 
 @pytest.fixture
@@ -47,6 +47,15 @@ def state():
         (vpc("red", 101, "224.1.0.0/16"), Code.BAD_PREFIX),
         (vpc("red", 101, "126.0.0.0/7"), Code.BAD_PREFIX),
         (Vpc("red", 101, ()), Code.BAD_PREFIX),
+        (vpc("red", 101, "fd00::/16", "10.0.0.0/8", "fd00:1::/48"), Code.PREFIX_OVERLAP),
+        (vpc("red", 101, "fd67:6e76:77::/48"), Code.PREFIX_OVERLAPS_GUEST),
+        (vpc("red", 101, "::/0"), Code.PREFIX_OVERLAPS_GUEST),
+        (vpc("red", 101, "::/96"), Code.BAD_PREFIX),
+        (vpc("red", 101, "::/80"), Code.BAD_PREFIX),
+        (vpc("red", 101, "::1/128"), Code.BAD_PREFIX),
+        (vpc("red", 101, "fe80::/64"), Code.BAD_PREFIX),
+        (vpc("red", 101, "fe00::/7"), Code.BAD_PREFIX),
+        (vpc("red", 101, "ff05::/16"), Code.BAD_PREFIX),
     ],
 )
 def test_a_vpc_that_breaks_a_rule_is_refused(state, wanted, code):
@@ -78,6 +87,9 @@ def test_a_vpc_that_differs_says_where(state):
         (remote("10.0.1.0/24", vtep=None), Code.BAD_REQUEST),
         (remote("169.254.77.2/32"), Code.PREFIX_OVERLAPS_GUEST),
         (remote("169.254.77.0/30"), Code.PREFIX_OVERLAPS_GUEST),
+        (remote("fd67:6e76:77::2/128"), Code.PREFIX_OVERLAPS_GUEST),
+        (remote("fe80::1/128"), Code.BAD_PREFIX),
+        (remote("ff00::/8"), Code.BAD_PREFIX),
         (Route("blue", IPv4Network("10.0.1.0/24"), RouteKind.LOCAL, FAR), Code.BAD_REQUEST),
         (
             Route(
@@ -98,7 +110,9 @@ def test_a_route_that_breaks_a_rule_is_refused(state, route, code):
     assert refused.value.code is code
 
 
-@pytest.mark.parametrize("prefix", ["0.0.0.0/0", "169.254.0.0/16", "169.254.77.4/30"])
+@pytest.mark.parametrize(
+    "prefix", ["0.0.0.0/0", "169.254.0.0/16", "169.254.77.4/30", "::/0", "fd67:6e76:77::/64"]
+)
 def test_a_route_may_be_wider_than_the_guests_range(state, prefix):
     """A default route contains it, and is right."""
     state.check_route(remote(prefix))
@@ -109,6 +123,28 @@ def test_the_nodes_own_vtep_is_no_vtep(state):
         state.check_vtep(Vtep(RULES.own_vtep))
 
     assert refused.value.code is Code.BAD_ADDRESS
+
+
+def test_prefixes_of_both_families_are_one_vpcs(state):
+    """Any number, in any order; they are kept as they were given."""
+    wanted = vpc("red", 101, "fd00:2::/48", "10.0.0.0/16", "2001:db8::/32", "192.168.0.0/24")
+
+    state.check_vpc(wanted)
+
+
+@pytest.mark.parametrize(
+    ("own", "other"), [("192.0.2.1", "2001:db8::2"), ("2001:db8::1", "192.0.2.2")]
+)
+def test_a_vtep_of_the_other_family_is_refused(own, other):
+    """Our packets to it would need an address that this node does not have."""
+    state = DesiredState(Rules(Guest(), ip_address(own)))
+
+    with pytest.raises(GeneveError) as refused:
+        state.check_vtep(Vtep(ip_address(other)))
+
+    assert refused.value.code is Code.VTEP_FAMILY
+    assert own in refused.value.message
+    assert refused.value.hint
 
 
 def test_what_routes_use_stays(state):
@@ -134,14 +170,20 @@ def test_what_routes_use_stays(state):
 def test_the_longest_route_is_found(state):
     for prefix in ("0.0.0.0/0", "10.0.0.0/16", "10.0.1.0/24", "10.0.1.7/32"):
         state.put_route(remote(prefix))
+    assert state.match("blue", ip_address("fd00::1")) is None
+    for prefix in ("::/0", "fd00:1::/48", "fd00:1::7/128"):
+        state.put_route(remote(prefix))
 
     def found(address):
-        return str(state.match("blue", IPv4Address(address)).prefix)
+        return str(state.match("blue", ip_address(address)).prefix)
 
     assert found("10.0.1.7") == "10.0.1.7/32"
     assert found("10.0.1.8") == "10.0.1.0/24"
     assert found("10.0.2.8") == "10.0.0.0/16"
     assert found("8.8.8.8") == "0.0.0.0/0"
+    assert found("fd00:1::7") == "fd00:1::7/128"
+    assert found("fd00:1::8") == "fd00:1::/48"
+    assert found("fd00:2::8") == "::/0"
 
 
 names = st.sampled_from(["blue", "red", "green"])

@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
 from geneve_ebpf.control.state import Difference, Rules
 from geneve_ebpf.control.store import Store
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.model import Route, RouteKind, Vpc, Vtep, parse_mac
+from geneve_ebpf.model import Guest, Route, RouteKind, Vpc, Vtep, parse_mac
 
-RULES = Rules(IPv4Network("169.254.77.0/30"), IPv4Address("192.0.2.1"))
-BLUE = Vpc("blue", 100, (IPv4Network("10.0.0.0/16"), IPv4Network("10.1.0.0/16")))
+RULES = Rules(Guest(), IPv4Address("192.0.2.1"))
+BLUE = Vpc("blue", 100, (IPv4Network("10.0.0.0/16"), IPv6Network("fd00:1::/48")))
 FAR = Vtep(IPv4Address("192.0.2.2"), 1400)
 ROUTES = [
     Route("blue", IPv4Network("10.0.1.0/24"), RouteKind.LOCAL),
     Route("blue", IPv4Network("10.0.2.0/24"), RouteKind.BLACKHOLE),
+    Route("blue", IPv6Network("fd00:1:0:7::/64"), RouteKind.REMOTE, FAR.address),
+    Route("blue", IPv6Network("::/0"), RouteKind.BLACKHOLE),
     Route("blue", IPv4Network("10.0.3.0/24"), RouteKind.REMOTE, FAR.address),
     Route(
         "blue",
