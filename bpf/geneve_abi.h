@@ -179,7 +179,7 @@ enum direction {
 	X(8, SPOOFED_MAC, policy, "the source MAC is not the sandbox's own") \
 	X(9, SPOOFED_ADDRESS, policy, "the source address is not the sandbox's own") \
 	X(10, BAD_IP_HEADER, invalid, "version or a length in the inner IP header is wrong") \
-	X(11, NOT_UNICAST, policy, "the destination is broadcast, multicast, loopback or nothing") \
+	X(11, NOT_UNICAST, policy, "the destination is broadcast, multicast, loopback, IPv6 link-local or nothing") \
 	X(12, NO_ROUTE, unreachable, "the VPC has no route to the destination") \
 	X(13, BLACKHOLE, policy, "the VPC's route to the destination is a blackhole") \
 	X(14, NO_ENDPOINT, unreachable, "no sandbox of this VPC on this node has the destination address") \

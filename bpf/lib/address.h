@@ -42,10 +42,13 @@ static inline int is_unicast(const struct address *address)
 	if (is_ipv4(address))
 		return (ipv4 >> 28) < 14 && (ipv4 >> 24) != 0 &&
 		       (ipv4 >> 24) != 127;
-	/* not multicast, and neither :: nor ::1 */
+	/* Not multicast nor link-local, which no router passes on (RFC 4291
+	 * section 2.5.6), and neither :: nor ::1.
+	 */
 	return (from_be32(address->word[0]) >> 24) != 0xff &&
+	       (from_be32(address->word[0]) >> 22) != 0xfe80 >> 6 &&
 	       (address->word[0] || address->word[1] || address->word[2] ||
-		(ipv4 > 1));
+		ipv4 > 1);
 }
 
 #endif /* ADDRESS_H */

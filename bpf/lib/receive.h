@@ -26,26 +26,29 @@
 /* Send back what was rewritten in place behind the headers, to the VTEP that it
  * came from. The options were the sender's: an answer carries none.
  */
-static inline int answer_sender(struct __sk_buff *skb,
+static inline int answer_sender(struct __sk_buff *skb, const __u32 l2,
 				const struct node_config *config,
 				const struct arrival *arrival,
 				const struct envelope *envelope,
 				enum event_kind event)
 {
 	__u32 bytes = skb->len;
-	__u32 room = arrival->payload - ETH_HLEN - overhead(config);
+	__u32 options = arrival->payload - l2 - overhead(config);
+	__u32 length = bytes - l2 - options;
 	struct path path = {};
 	enum drop_reason reason;
 
 	reason = find_path(skb, config, envelope->vtep, envelope->flow_hash,
-			   bytes - ETH_HLEN - room, &path);
-	if (!reason && bytes - ETH_HLEN - room > path.mtu)
+			   length, &path);
+	if (!reason && length > path.mtu)
 		reason = DROP_TOO_BIG;
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
-	if (room && bpf_skb_adjust_room(skb, -(__s32)room, BPF_ADJ_ROOM_MAC,
-					BPF_F_ADJ_ROOM_FIXED_GSO))
-		return drop(skb, DIRECTION_RX, DROP_NO_ROOM);
+	if ((!l2 && bpf_skb_change_head(skb, ETH_HLEN, 0)) ||
+	    (options &&
+	     bpf_skb_adjust_room(skb, -(__s32)options, BPF_ADJ_ROOM_MAC,
+				 BPF_F_ADJ_ROOM_FIXED_GSO)))
+		return drop_bytes(bytes, DIRECTION_RX, DROP_NO_ROOM);
 	if (write_front(skb, config, envelope, 0))
 		return drop_bytes(bytes, DIRECTION_RX, DROP_NO_REWRITE);
 	clear_bookkeeping(skb);
@@ -55,7 +58,7 @@ static inline int answer_sender(struct __sk_buff *skb,
 }
 
 /* A peer that thinks of the VPC as one Ethernet asks through the tunnel. */
-static inline int answer_wire_arp(struct __sk_buff *skb,
+static inline int answer_wire_arp(struct __sk_buff *skb, const __u32 l2,
 				  const struct node_config *config,
 				  const struct arrival *arrival)
 {
@@ -84,7 +87,7 @@ static inline int answer_wire_arp(struct __sk_buff *skb,
 	};
 	if (bpf_skb_store_bytes(skb, arrival->payload, &arp, sizeof(arp), 0))
 		return drop(skb, DIRECTION_RX, DROP_NO_REWRITE);
-	return answer_sender(skb, config, arrival, &envelope,
+	return answer_sender(skb, l2, config, arrival, &envelope,
 			     EVENT_WIRE_ARP_ANSWERED);
 }
 
@@ -179,7 +182,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 		arrival.payload += sizeof(eth);
 		protocol = eth.h_proto;
 		if (protocol == to_be16(ETH_P_ARP))
-			return answer_wire_arp(skb, config, &arrival);
+			return answer_wire_arp(skb, l2, config, &arrival);
 		reason = DROP_NOT_IP;
 	} else {
 		reason = DROP_GENEVE_PROTOCOL;

@@ -139,7 +139,7 @@ def test_changed_code_changes_the_program_only(sources):
     """Maps are kept over such an upgrade, and so are the sandboxes."""
     layout, program = hashes()
 
-    replace_in(sources / "lib/geneve.h", "#define OUTER_TTL 64", "#define OUTER_TTL 63")
+    replace_in(sources / "lib/outer.h", "#define OUTER_TTL 64", "#define OUTER_TTL 63")
 
     assert source.layout_hash() == layout
     assert source.program_hash() != program
