@@ -49,7 +49,8 @@ static inline struct route *find_route(__u32 vni, const struct address *address)
 	struct host_key host = { .vni = vni, .address = *address };
 	struct route_key key = {
 		.prefix_length = 32 + 128,
-		.vni = vni,
+		/* ::/0 covers ::ffff:0:0/96 too, and is no way for IPv4 */
+		.vni = is_ipv4(address) ? vni : vni | ROUTE_IPV6,
 		.address = *address,
 	};
 	struct route *route = routes_exact.lookup(&host);

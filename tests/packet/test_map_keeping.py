@@ -146,9 +146,14 @@ def test_routes_of_both_families_read_as_they_were_set():
 def test_a_default_route_is_one_familys():
     """::/0 covers ::ffff:0:0/96, which is how the maps write IPv4, and is no way for IPv4."""
     with loaded(1) as node:
+        node.attach(0, "web", VNI, "10.0.0.1", "fd00::1")
         node.route(VNI, "::/0", RouteKind.BLACKHOLE)
         assert node.plane.lookup(VNI, ip_address("10.0.0.1")) is None
         assert node.plane.lookup(VNI, ip_address("fd00::1")).kind is RouteKind.BLACKHOLE
+        for target, reason in (("10.9.0.1", "no_route"), ("fd00:9::1", "blackhole")):
+            before = node.counted()
+            node.sends(from_guest(UDP(sport=1, dport=2), dst=target))
+            assert node.counted()[f"tx {reason}"][0] == before[f"tx {reason}"][0] + 1
 
         node.route(VNI, "0.0.0.0/0", RouteKind.LOCAL)
         assert node.plane.lookup(VNI, ip_address("10.0.0.1")).kind is RouteKind.LOCAL
