@@ -68,6 +68,7 @@ def hang_blocks(ip: IPRoute, door: RouteSocket, pins: Pins) -> tuple[int, int]:
         tc.add_clsact(door, anchor, ingress_block=block, egress_block=block + 1)
     links.set_alias(ip, anchor, str(pins.root.parent))
     Path(f"/proc/sys/net/ipv4/conf/{ANCHOR}/forwarding").write_text("1")
+    Path(f"/proc/sys/net/ipv6/conf/{ANCHOR}/forwarding").write_text("1")
     _set_block(door, pins, block, "sandbox_tx")
     _set_block(door, pins, block + 1, "sandbox_guard")
     return block, anchor
