@@ -121,10 +121,12 @@ class Lab:
     directory: an empty or missing one, for agents' files and the lab's record;
     prefix: how the names of its namespaces start. Both are removed by `down`,
     which works from the record alone and so also after the maker died.
+    patience: seconds that an agent may take to serve with all its slots.
     """
 
-    def __init__(self, directory: Path, prefix: str = "gnv-lab") -> None:
+    def __init__(self, directory: Path, prefix: str = "gnv-lab", *, patience: float = 60) -> None:
         self.directory = directory
+        self.patience = patience
         self.prefix = prefix
         self.nodes: list[Node] = []
         self.agents: dict[str, int] = {}  # node -> process id
@@ -230,12 +232,12 @@ class Lab:
         self.agents[node.name] = child.pid
         self._write_record()
 
-    def wait_ready(self, node: Node, seconds: float = 60) -> None:
+    def wait_ready(self, node: Node) -> None:
         """Wait until the agent serves and all its slots are ready.
 
         Raises RuntimeError with the end of its log if it exits or takes longer.
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
             child = self._children.get(node.name)
             if child is not None and child.poll() is not None:

@@ -34,7 +34,7 @@ class Btf:
     """The types of one BTF object."""
 
     def __init__(self, ident: int) -> None:
-        raw = _read(ident)
+        raw = read_btf(ident)
         _, _, _, header, type_at, type_size, string_at, string_size = struct.unpack_from(
             "<HBBIIIII", raw
         )
@@ -66,7 +66,8 @@ class Btf:
         return Struct(name, size, tuple(fields))
 
 
-def _read(ident: int) -> bytes:
+def read_btf(ident: int) -> bytes:
+    """One BTF object as it was loaded."""
     fd = bpf.call(bpf.BTF_GET_FD_BY_ID, bpf.create_attr("<I", ident))
     try:
         # struct bpf_btf_info: pointer to the data, its size; the kernel fills in.

@@ -38,6 +38,7 @@ from geneve_ebpf.model import (
     endpoint_mac,
 )
 from lab.network import NETNS, inside, run, set_up_namespace
+from tests.patience import PATIENCE
 from tests.wire import Capture
 
 # Of this run alone, so that two runs on one machine do not meet.
@@ -50,7 +51,7 @@ _SO_RCVBUFFORCE = 33
 
 def eventually(condition: Callable[[], object], seconds: float = 10.0) -> bool:
     """Wait until the condition holds; whether it did."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * PATIENCE
     while not condition():
         if time.monotonic() > end:
             return False
@@ -78,7 +79,8 @@ def six(address: str) -> str:
 
 def ping(netns: Path, address: object, *options: object, count: int = 3, wait: float = 1) -> int:
     """How many of `count` echo requests were answered, the last one within `wait` seconds."""
-    words = ("ping", "-n", "-q", "-c", count, "-i", "0.02", "-W", wait, *options, address)
+    often = ("-c", count, "-i", "0.02", "-W", wait * PATIENCE)
+    words = ("ping", "-n", "-q", *often, *options, address)
     done = subprocess.run(
         inside(netns, *words),
         capture_output=True,
@@ -116,7 +118,7 @@ class Host:
         made = self.socket(family, socket.SOCK_DGRAM)
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
         made.bind(("", port))
-        made.settimeout(2)
+        made.settimeout(2 * PATIENCE)
         return made
 
     def capture(self) -> Capture:
@@ -458,7 +460,7 @@ def send_tcp(source: Host, target: Host, data: bytes, to: str = "") -> str:
     """
     family = family_of(to or target.address)
     listener = target.socket(family, socket.SOCK_STREAM)
-    listener.settimeout(5)
+    listener.settimeout(5 * PATIENCE)
     listener.bind(("", 0))
     listener.listen(1)
     digest = hashlib.sha256()
@@ -468,10 +470,10 @@ def send_tcp(source: Host, target: Host, data: bytes, to: str = "") -> str:
         client.shutdown(socket.SHUT_WR)
 
     with source.socket(family, socket.SOCK_STREAM) as client:
-        client.settimeout(5)
+        client.settimeout(5 * PATIENCE)
         client.connect((to or target.address, listener.getsockname()[1]))
         accepted, _ = listener.accept()
-        accepted.settimeout(5)
+        accepted.settimeout(5 * PATIENCE)
         sender = threading.Thread(target=send, daemon=True)
         sender.start()
         with accepted:
@@ -524,7 +526,7 @@ class Stream:
         self._stop.set()
         self._thread.join()
         missing = set(range(self.sent))
-        self._receiver.settimeout(1)
+        self._receiver.settimeout(PATIENCE)
         with contextlib.suppress(TimeoutError):
             while missing:
                 missing.discard(int.from_bytes(self._receiver.recv(64), "big"))

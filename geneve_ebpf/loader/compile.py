@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from geneve_ebpf.abi import PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
@@ -69,7 +70,8 @@ def relevant(log: str) -> str:
     return "\n".join(lines[-_LOG_LINES:])
 
 
-def _compile(run_directory: Path) -> None:
+def _compile(run_directory: Path) -> Any:
+    """Compile, load, pin. Returns BCC's object, which holds the instructions."""
     try:
         import bcc
     except ImportError:
@@ -94,6 +96,7 @@ def _compile(run_directory: Path) -> None:
             program = built.load_func(name, bcc.BPF.SCHED_CLS)
             if not pins.program(name).exists():
                 bpf.pin(program.fd, pins.program(name))
+        return built
     finally:
         shutil.rmtree(tree, ignore_errors=True)
 

@@ -20,6 +20,7 @@ from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import namespaces
 from lab.network import Lab, Node, inside, run
 from tests.nodes import PREFIX, RUN_ROOT, Stream, eventually, ping
+from tests.patience import PATIENCE
 
 SLOTS = 4
 BLOCKS = {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"}
@@ -28,7 +29,7 @@ BLOCKS = {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"}
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     directory = RUN_ROOT / "lab"
-    with Lab(directory, f"{PREFIX}-ag") as made:
+    with Lab(directory, f"{PREFIX}-ag", patience=60 * PATIENCE) as made:
         made.up(2, SLOTS, metrics=False)
         for vpc, vni in (("blue", 42), ("red", 43)):
             made.connect(vpc, vni, "10.0.0.0/16", BLOCKS)

@@ -19,8 +19,9 @@ from geneve_ebpf.host import namespaces
 from geneve_ebpf.model import RouteKind
 from tests import packets, programs
 from tests.packets import BLUE, UDP, Ether, Raw, from_guest, in_vpc, on_wire
+from tests.patience import PATIENCE
 
-PATIENCE = 5.0  # seconds for a frame to be counted; it takes microseconds
+SECONDS = 5 * PATIENCE  # for a frame to be counted; it takes microseconds
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +36,17 @@ def node() -> Iterator[programs.Node]:
 
 
 def raw_socket(netns: Path, interface: str) -> socket.socket:
-    """A packet socket on an interface of another namespace, blocking for at most PATIENCE."""
+    """A packet socket on an interface of another namespace, blocking for at most SECONDS."""
     with namespaces.entering(netns):
         door = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL
         door.bind((interface, 0))
-    door.settimeout(PATIENCE)
+    door.settimeout(SECONDS)
     return door
 
 
 def counted_while(node: programs.Node, act: Callable[[], object]) -> dict[str, int]:
     """Rows that grow, waiting until one does."""
-    before, end = node.counted(), time.monotonic() + PATIENCE
+    before, end = node.counted(), time.monotonic() + SECONDS
     act()
     while time.monotonic() < end:
         after = node.counted()

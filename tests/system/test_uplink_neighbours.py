@@ -16,6 +16,7 @@ from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import bpf, hooks
 from geneve_ebpf.model import endpoint_mac
 from tests.nodes import BLUE, Bed, Node, Sandbox, eventually, ping, run, socket_in
+from tests.patience import PATIENCE
 from tests.watcher import Watcher, hang_tcx
 from tests.wire import (
     ARP,
@@ -78,7 +79,7 @@ class Lone:
         """A UDP socket of the node's own."""
         made = self.node.socket(socket.AF_INET, socket.SOCK_DGRAM)
         made.bind(("192.0.2.1", port))
-        made.settimeout(2)
+        made.settimeout(2 * PATIENCE)
         return made
 
 
