@@ -68,7 +68,8 @@ static inline int answer_wire_arp(struct __sk_buff *skb, const __u32 l2,
 	struct address target;
 	struct arp arp;
 
-	if (read_bytes(skb, arrival->payload, &arp, sizeof(arp)))
+	if (arrival->payload + sizeof(arp) > arrival->end ||
+	    read_bytes(skb, arrival->payload, &arp, sizeof(arp)))
 		return drop(skb, DIRECTION_RX, DROP_SHORT_FRAME);
 	if (!is_question(&arp))
 		return drop(skb, DIRECTION_RX, DROP_ARP_REFUSED);

@@ -83,7 +83,8 @@ translate_quote(struct __sk_buff *skb, const struct inner *inner,
 	__be16 old, new;
 	long failed;
 
-	if (bpf_skb_load_bytes(skb, inner->l4, &type, sizeof(type)))
+	if (inner->l4 + sizeof(type) > end ||
+	    bpf_skb_load_bytes(skb, inner->l4, &type, sizeof(type)))
 		return DROP_SHORT_FRAME;
 	if (!is_icmp_error(family, type))
 		return DROP_NONE;
@@ -128,6 +129,9 @@ translate_quote(struct __sk_buff *skb, const struct inner *inner,
 			return DROP_SHORT_FRAME;
 		if (protocol != IPPROTO_UDP || old) {
 			new = (__be16)~fold((__u64)(__u16)~old + change);
+			/* 0 would say that there is none. */
+			if (!new && protocol == IPPROTO_UDP)
+				new = 0xffff;
 			if (bpf_skb_store_bytes(skb, at, &new, sizeof(new), 0))
 				return DROP_NO_REWRITE;
 			if (!covered)
