@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes from the wire: delivered, answered, dropped, or somebody else's.
+
+The order of the checks is in docs/fuzzing.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.model import arp, geneve, packet
+from tests.model.packet import ARP, IPV4, IPV6, TEB
+from tests.model.sandbox import find_endpoint, to_guest
+from tests.model.state import (
+    PASS_ON,
+    REDIRECT,
+    SHOT,
+    Config,
+    Context,
+    Drop,
+    Node,
+    Outcome,
+    underlay_mtu,
+)
+from tests.model.sums import ones, word
+
+OUTER_EXTENSIONS = 3  # that are looked through for UDP
+
+
+def receives(node: Node, frame: bytes, context: Context) -> Outcome:
+    """What becomes of a frame that arrives at an uplink."""
+    outer = _ours(node, frame, context)
+    if isinstance(outer, Outcome):
+        return outer
+    try:
+        return _decapsulate(node, frame, outer)
+    except Drop as drop:
+        return Outcome(SHOT, drop=f"rx {drop.reason}", events=drop.events)
+
+
+def _untouched(frame: bytes, *events: str) -> Outcome:
+    return Outcome(PASS_ON, frame, events=events)
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """A UDP datagram to our VTEP and port. Offsets count from the outer IP header."""
+
+    sender: bytes
+    ecn: int
+    udp: int
+    end: int  # of the outer packet, as its header says
+    odd: str = ""  # why the outer header is none that we take
+
+
+def _ours(node: Node, frame: bytes, context: Context) -> Outcome | _Arrival:
+    """The frame as ours, or as somebody else's."""
+    config, data = node.config, frame[14:]
+    arrival = None
+    if context.to_us and len(config.vtep) == 4 and word(frame, 12) == IPV4:
+        arrival = _outer4(config, data)
+    elif context.to_us and len(config.vtep) == 16 and word(frame, 12) == IPV6:
+        arrival = _outer6(config, data)
+    if arrival is None or arrival.udp + geneve.UDP_HEADER > len(data):
+        return _untouched(frame)
+    if word(data, arrival.udp + 2) != config.port:
+        return _untouched(frame)
+    if arrival.sender not in node.vteps:
+        return _untouched(frame, "unknown_vtep")
+    return arrival
+
+
+def _outer4(config: Config, data: bytes) -> _Arrival | None:
+    """RFC 791. A later fragment shows no port, and may be anybody's."""
+    if len(data) < 20 or data[0] >> 4 != 4 or data[9] != geneve.UDP:
+        return None
+    if data[16:20] != config.vtep or word(data, 6) & 0x1FFF:
+        return None
+    header = (data[0] & 15) * 4
+    arrival = _Arrival(data[12:16], data[1] & 3, header, word(data, 2))
+    if word(data, 6) & 0x2000:
+        arrival.odd = "outer_fragment"
+    elif header != 20:
+        arrival.odd = "outer_options"
+    elif ones(data[:20]) != 0xFFFF:
+        arrival.odd = "outer_checksum"
+    return arrival
+
+
+def _outer6(config: Config, data: bytes) -> _Arrival | None:
+    """RFC 8200, with the extension headers that somebody may have put in."""
+    if len(data) < 40 or data[0] >> 4 != 6 or data[24:40] != config.vtep:
+        return None
+    arrival = _Arrival(data[8:24], data[1] >> 4 & 3, 40, 40 + word(data, 4))
+    protocol = data[6]
+    for _ in range(OUTER_EXTENSIONS):
+        if protocol not in packet.EXTENSIONS:
+            break
+        at = arrival.udp
+        if at + 4 > len(data):
+            return None
+        if protocol == packet.FRAGMENT:
+            if word(data, at + 2) & 0xFFF8:
+                return None
+            arrival.odd = "outer_fragment"
+            arrival.udp += 8
+        else:
+            arrival.odd = arrival.odd or "outer_options"
+            arrival.udp += 8 + data[at + 1] * 8
+        protocol = data[at]
+    return arrival if protocol == geneve.UDP else None
+
+
+def _decapsulate(node: Node, frame: bytes, arrival: _Arrival) -> Outcome:
+    config, data = node.config, frame[14:]
+    if arrival.odd:
+        raise Drop(arrival.odd)
+    udp = arrival.udp
+    header = udp + geneve.UDP_HEADER
+    payload = header + geneve.GENEVE_HEADER
+    if payload > len(data):
+        raise Drop("short_frame")
+    end = udp + word(data, udp + 4)
+    if arrival.end > len(data) or end > arrival.end or end < payload:
+        raise Drop("outer_length")
+    if not geneve.udp_sum_is_good(arrival.sender, config.vtep, data[udp:end]):
+        raise Drop("outer_checksum")
+    payload += (data[header] & 0x3F) * 4
+    if payload > end:
+        raise Drop("short_frame")
+    geneve.check_header(data[header:payload])
+    vni, protocol = int.from_bytes(data[header + 4 : header + 7], "big"), word(data, header + 2)
+
+    if protocol == TEB:
+        if payload + 14 > end:
+            raise Drop("short_frame")
+        protocol = word(data, payload + 12)
+        payload += 14
+        if protocol == ARP:
+            return _answer_arp(node, arrival.sender, vni, data[payload:], end - payload)
+        if protocol not in (IPV4, IPV6):
+            raise Drop("not_ip")
+    elif protocol not in (IPV4, IPV6):
+        raise Drop("geneve_protocol")
+    family = 4 if protocol == IPV4 else 6
+    # Behind the packet there may be padding, the outer frame's as well.
+    inner = packet.read(data[payload:], family, end - payload)
+    to = find_endpoint(node, vni, inner.destination)
+    if to is None:
+        raise Drop("no_endpoint")
+    inner.data = geneve.with_outer_ecn(inner.data, family, arrival.ecn)
+    return Outcome(
+        REDIRECT,
+        to_guest(config, inner),
+        traffic=((to.slot, "rx_remote", inner.length),),
+    )
+
+
+def _answer_arp(node: Node, sender: bytes, vni: int, data: bytes, end: int) -> Outcome:
+    """A peer that takes the VPC for one Ethernet asks for a sandbox's MAC."""
+    question = data[: arp.LENGTH]
+    if end < arp.LENGTH:
+        raise Drop("short_frame")
+    if not arp.is_question(question):
+        raise Drop("arp_refused")
+    to = find_endpoint(node, vni, question[24:28])
+    if to is None:
+        raise Drop("no_endpoint")
+    mtu = underlay_mtu(sender)
+    if mtu is None:
+        raise Drop("no_underlay_route")
+    if len(data) + geneve.overhead(sender) > mtu:
+        raise Drop("too_big")
+    mac = node.bindings[to.slot].mac
+    out = geneve.encapsulate(
+        node.config,
+        sender,
+        vni,
+        question[8:14] + mac,
+        ARP,
+        arp.answer(question, mac) + data[arp.LENGTH :],
+        0,
+    )
+    return Outcome(
+        REDIRECT,
+        out,
+        events=("wire_arp_answered",),
+        free=geneve.free_fields(sender),
+    )
