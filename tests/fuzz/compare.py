@@ -47,9 +47,8 @@ class Mismatch:
 class Comparison:
     """Model and programs, side by side."""
 
-    def __init__(self, under_test: UnderTest, *, complete: bool = True) -> None:
+    def __init__(self, under_test: UnderTest) -> None:
         self._programs = under_test
-        self._complete = complete
         self.frames = 0
         self.seen: Counter[str] = Counter()  # what became of the frames
 
@@ -116,7 +115,7 @@ class Comparison:
             programs.set_limit(slot, used_up=not item.context.may_answer)
         # What goes out to the wire or is dropped has no use for that sum any more.
         kept = expected.verdict == PASS_ON or bool(expected.traffic)
-        flags = CHECKSUM_COMPLETE if item.complete and kept and self._complete else 0
+        flags = CHECKSUM_COMPLETE if item.complete and kept and programs.takes_sums else 0
         try:
             verdict, frame, mark, priority = programs.run(
                 item.program, item.frame, slot, item.mark, item.priority, flags

@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from pathlib import Path
 
 from geneve_ebpf import abi
 from geneve_ebpf.host import namespaces
 from geneve_ebpf.host.netlink import IPRoute
 from geneve_ebpf.loader import bpf
-from geneve_ebpf.loader.hooks import ANCHOR
 from geneve_ebpf.loader.maps import Table, possible_cpus
 from tests import programs
 from tests.model.state import Binding, Config, Node, Vtep
@@ -110,6 +109,7 @@ class UnderTest:
         self.uplink_mac = bytes.fromhex(node.uplink_mac.replace(":", ""))
         with namespaces.entering(node.netns), IPRoute() as ip:
             _furnish_underlay(ip, node.uplink)
+            self.takes_sums = self._takes_sums()
 
     def close(self) -> None:
         """Give back the descriptors."""
@@ -125,6 +125,16 @@ class UnderTest:
         """This thread is in the node's namespace: what a test run's interfaces are looked up in."""
         with namespaces.entering(self._node.netns):
             yield
+
+    def _takes_sums(self) -> bool:
+        """Whether this kernel knows CHECKSUM_COMPLETE in a test run."""
+        try:
+            self.run(1, self.uplink_mac + bytes(48), None, flags=CHECKSUM_COMPLETE)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return False
+            raise
+        return True
 
     # -- state
 
@@ -272,7 +282,6 @@ class UnderTest:
 
 def _furnish_underlay(ip: IPRoute, uplink: int) -> None:
     """What `tests.model.state.UNDERLAY` says, beside what every test node has."""
-    Path(f"/proc/sys/net/ipv6/conf/{ANCHOR}/forwarding").write_text("1")
     ip.route("add", dst="203.0.113.51/32", type="blackhole")
     ip.route(
         "add",

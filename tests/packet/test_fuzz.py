@@ -32,8 +32,9 @@ from tests.model.state import (
     Route,
     Vtep,
 )
+from tests.patience import PATIENCE
 
-STATES = 100
+STATES = max(5, int(100 / PATIENCE))
 FRAMES = 256  # of each state
 
 
