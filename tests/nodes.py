@@ -427,7 +427,8 @@ def _forget_run_root() -> None:
 def two_nodes(bed: Bed, *, mtu: int = 1500, outside: int = 4, **more: Any) -> tuple[Node, Node]:
     """Two nodes on one wire that know each other, by the family `outside`.
 
-    In both VPCs 10.0.1.0/24 is the first node's and 10.0.2.0/24 the second's.
+    In both VPCs 10.0.1.0/24 is the first node's and 10.0.2.0/24 the second's, and so with `six`
+    of them.
     """
     network, length = ("192.0.2.", 24) if outside == 4 else ("2001:db8::", 64)
     first, second = bed.namespace("a"), bed.namespace("b")
@@ -440,12 +441,13 @@ def two_nodes(bed: Bed, *, mtu: int = 1500, outside: int = 4, **more: Any) -> tu
 
 
 def introduce(a: Node, b: Node) -> None:
-    """Make two nodes know each other and the usual routes."""
+    """Make two nodes know each other and the usual routes, of both families."""
     a.knows(b)
     b.knows(a)
     for vni in (BLUE, RED):
-        a.route(vni, "10.0.2.0/24", b)
-        b.route(vni, "10.0.1.0/24", a)
+        for one, two in (("10.0.1.0/24", "10.0.2.0/24"), (six("10.0.1.0/24"), six("10.0.2.0/24"))):
+            a.route(vni, two, b)
+            b.route(vni, one, a)
 
 
 def set_features(netns: Path, interface: str, *words: str) -> None:

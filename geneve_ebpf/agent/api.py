@@ -64,7 +64,7 @@ class NodeFacts:
     boot: str  # "compiled" or "adopted"
     layout: str
     program: str
-    mtu: int  # of a slot's eth0, bytes
+    mtu: int  # of a slot's eth0 at the start, bytes
     started: float  # monotonic clock, seconds
 
 
@@ -93,9 +93,7 @@ class Api:
         self._log = log
         self._problems = problems
         self._take_down = take_down
-        guest = guest_json(node.settings.guest, facts.mtu)
-        self._guest = guest
-        self._guest_text = _encode(guest).decode()
+        self.set_mtu(facts.mtu)
         directory = _encode(str(node.pool.directory)).decode()
         self._netns_text = f"{directory[:-1]}/slot-"
         # (collection, has a name) -> method -> (work, query keys)
@@ -105,6 +103,12 @@ class Api:
             self._paths[collection, named] = {
                 method: (work, frozenset(keys)) for method, (work, *keys) in methods.items()
             }
+
+    def set_mtu(self, mtu: int) -> None:
+        """The slots' MTU from now on, in bytes: an uplink's has changed."""
+        self._mtu = mtu
+        self._guest = guest_json(self._node.settings.guest, mtu)
+        self._guest_text = _encode(self._guest).decode()
 
     def _table(self) -> dict[str, dict[str, tuple[Any, ...]]]:
         """Every path: method -> (work, then the query keys it takes)."""
@@ -585,7 +589,7 @@ class Api:
                 "vtep": str(settings.vtep),
                 "uplinks": list(settings.uplinks),
                 "udp_port": settings.udp_port,
-                "mtu": facts.mtu,
+                "mtu": self._mtu,
                 "sandboxes": node.count(),
                 "slots": node.pool.counts | {"target": node.pool.target},
                 "revision": node.desired.state.revision,

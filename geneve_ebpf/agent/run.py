@@ -40,7 +40,8 @@ from geneve_ebpf.control.store import Store
 from geneve_ebpf.dataplane import DataPlane, bring_up, facts, tear_down
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import namespaces
-from geneve_ebpf.model import Address, NodeSettings
+from geneve_ebpf.host.addresses import is_own
+from geneve_ebpf.model import NodeSettings
 
 SOCKET_MODE = 0o660
 BACKLOG = 512
@@ -168,6 +169,7 @@ class _Agent:
             self._problems,
             self._take_down,
         )
+        pool.on_mtu = api.set_mtu
         path = settings.run_directory / "api.sock"
         listening = _listen(path)
         self._server = Server(api, log, os.stat(path).st_gid)
@@ -228,7 +230,7 @@ class _Agent:
         problems = [child.problem for child in self._children if child.problem]
         if self._going_down:
             problems.append("the node is being taken down")
-        if not _is_own(self._settings.vtep):
+        if not is_own(self._settings.vtep, self._settings.uplinks):
             problems.append(f"the VTEP {self._settings.vtep} is no address of this node")
         return problems + list(self._node.degraded())
 
@@ -322,17 +324,6 @@ def _listen(path: Path) -> socket.socket:
     listening.listen(BACKLOG)
     listening.setblocking(False)
     return listening
-
-
-def _is_own(address: Address) -> bool:
-    """Whether an interface of this network namespace has the address."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as door:
-        try:
-            door.bind((str(address), 0))
-        except OSError:
-            return False
-    return True
 
 
 def _refuse_in_use(sandboxes: int) -> None:

@@ -265,6 +265,7 @@ class Node:
 
     def degraded(self) -> Iterator[str]:
         """Why the node is not whole, one sentence each."""
+        yield from self.pool.uplink_problems
         if self.pool.problem:
             yield self.pool.problem
         elif self.pool.target and not self.pool.counts["ready"]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from heapq import heapify, heappop, heappush
 from pathlib import Path
+from typing import Any
 
 from geneve_ebpf.abi import constant
 from geneve_ebpf.agent.log import Log
@@ -66,6 +67,8 @@ class SlotPool:
         self.target = target
         self.directory = directory
         self.problem = ""  # why slots cannot be made, if so
+        self.uplink_problems: list[str] = []  # a sentence for each uplink that takes no part
+        self.on_mtu: Callable[[int], None] = lambda _: None  # called with the slots' MTU
         self._dataplane = dataplane
         self._log = log
         self._places: dict[int, Place] = {}
@@ -247,7 +250,10 @@ class SlotPool:
         there = self._counts[Phase.READY] + self._counts[Phase.MAKING]
         return there < self.target and not self.problem
 
-    def _on_event(self, event: dict[str, object]) -> None:
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "uplinks":
+            self._on_uplinks(event["mtu"], event["problems"])
+            return
         index = event["index"]
         assert isinstance(index, int)
         if event["event"] == "ready":
@@ -268,6 +274,12 @@ class SlotPool:
         else:
             self._failed(index, str(event["op"]), str(event["message"]))
         self._look()
+
+    def _on_uplinks(self, mtu: int, problems: list[str]) -> None:
+        if problems != self.uplink_problems:
+            self._log.warning("uplinks", mtu=mtu, problems="; ".join(problems) or "none")
+        self.uplink_problems = problems
+        self.on_mtu(mtu)
 
     def _lost(self, index: int) -> None:
         """Somebody deleted the interface of a slot: nobody must be attached to it."""
@@ -305,7 +317,7 @@ class Channel:
     """JSON lines to and from the slot process."""
 
     def __init__(
-        self, connection: socket.socket, on_event: Callable[[dict[str, object]], None]
+        self, connection: socket.socket, on_event: Callable[[dict[str, Any]], None]
     ) -> None:
         self._connection = connection
         self._on_event = on_event

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that makes and destroys slots, so that the agent does no netlink.
+"""The process that makes and destroys slots and watches the uplinks, so that the agent does no
+netlink.
 
     python -m geneve_ebpf.agent.slot_process --settings-json SETTINGS
 
@@ -10,11 +11,14 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"event": "gone", "index": N}
     {"event": "lost", "index": N}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
+    {"event": "uplinks", "mtu": N, "problems": ["…"]}
 
 It writes the slots map at both ends of a slot's life. "gone" comes when the
 interface has vanished and an RCU grace period is over: the index may be used
 again. "lost" comes when a slot that nobody has attached to turns out to have no
-interface any more: somebody deleted it.
+interface any more: somebody deleted it. "uplinks" comes at the start and when
+an uplink went, came back or changed its MTU; eth0 in every slot follows, a few
+slots at a time.
 
 When the agent goes, so does this process, whatever it is doing: what it leaves
 half made has no entry in the slots map, and the next one clears it; what it
@@ -31,10 +35,11 @@ import select
 import socket
 import sys
 import time
+from dataclasses import replace
 
-from geneve_ebpf.dataplane import DataPlane, facts
+from geneve_ebpf.dataplane import DataPlane, Seen, Uplinks, facts
 from geneve_ebpf.errors import GeneveError
-from geneve_ebpf.host import namespaces, slots
+from geneve_ebpf.host import messages, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.model import NodeSettings, SlotState
 
@@ -43,6 +48,7 @@ _MEMBARRIER_GLOBAL = 1
 _VANISH_PATIENCE = 2.0  # seconds until a namespace that lingers loses its interface
 _ROUND = 60.0  # seconds of rest between looks for slots that were lost
 _POLL = 0.01  # seconds between looks at interfaces that are to vanish
+_RESIZE_AT_ONCE = 32  # slots; less than a millisecond each, and orders wait meanwhile
 
 
 def quiesce() -> None:
@@ -73,15 +79,27 @@ class SlotMaker:
         self._ip = IPRoute()
         self._route = RouteSocket()
         self._vanishing: dict[int, float] = {}  # index -> when to stop waiting
+        self._to_resize: list[int] = []
+        self._ear = RouteSocket(messages.LINKS)
+        self._uplink_names = set(settings.uplinks)
+        self._seen: Seen | None = None  # what the agent knows
+        self._uplinks = Uplinks(settings, self._ip, self._route)
 
     def run(self) -> None:
         """Serve until the agent hangs up."""
         self._clear_half_made()
         self._look_for_lost()
+        self._look_at_uplinks()
+        # What a change of the MTU just before this process's time has left undone.
+        self._to_resize = [slot.index for slot in self._plane.slots()]
         pending = b""
+        ears: list[socket.socket | RouteSocket] = [self._agent, self._ear]
         while True:
-            wait = _POLL if self._vanishing else _ROUND
-            if select.select([self._agent], [], [], wait)[0]:
+            wait = 0.0 if self._to_resize else _POLL if self._vanishing else _ROUND
+            heard = select.select(ears, [], [], wait)[0]
+            if self._ear in heard:
+                self._listen()
+            if self._agent in heard:
                 data = self._agent.recv(65536)
                 if not data:
                     return
@@ -90,10 +108,38 @@ class SlotMaker:
                     order = json.loads(line)
                     self._obey(order["op"], order["index"])
                     self._look_for_vanished()
+            elif self._to_resize:
+                self._resize_some()
             elif self._vanishing:
                 self._look_for_vanished()
-            else:
+            elif not heard:
                 self._look_for_lost()
+
+    def _listen(self) -> None:
+        """Something changed on some interface, our own slots' among them."""
+        try:
+            concerned = any(
+                messages.link_name(body) in self._uplink_names for _, body in self._ear.listen(0)
+            )
+        except OSError:  # more changed than could be told
+            concerned = True
+        if concerned:
+            self._look_at_uplinks()
+
+    def _look_at_uplinks(self) -> None:
+        seen = self._uplinks.look()
+        if seen.mtu != self._place.mtu:
+            self._place = replace(self._place, mtu=seen.mtu)
+            self._to_resize = [slot.index for slot in self._plane.slots()]
+        if seen != self._seen:
+            self._seen = seen
+            self._tell(event="uplinks", mtu=seen.mtu, problems=seen.problems)
+
+    def _resize_some(self) -> None:
+        for index in self._to_resize[:_RESIZE_AT_ONCE]:
+            with contextlib.suppress(OSError):  # a slot that is going, or that somebody took apart
+                slots.resize(self._place, index)
+        del self._to_resize[:_RESIZE_AT_ONCE]
 
     def _look_for_lost(self) -> None:
         for slot in self._plane.slots():

@@ -235,6 +235,8 @@ def _routing(settings: NodeSettings | None) -> Iterator[Check]:
 
 
 def _underlay(settings: NodeSettings) -> Iterator[Check]:
+    from geneve_ebpf.host.addresses import is_own
+
     for name in settings.uplinks:
         flags = _flags(name)
         if flags is None:
@@ -248,14 +250,15 @@ def _underlay(settings: NodeSettings) -> Iterator[Check]:
             yield Check(f"uplink {name}", Verdict.WARN, "is down", f"ip link set {name} up")
         else:
             yield Check(f"uplink {name}", Verdict.OK, "is up")
-    if _is_ours(str(settings.vtep)):
+    if is_own(settings.vtep, settings.uplinks):
         yield Check("vtep", Verdict.OK, f"{settings.vtep} is an address of the node")
     else:
         yield Check(
             "vtep",
             Verdict.FAIL,
             f"{settings.vtep} is no address of the node",
-            f"ip address add {settings.vtep}/32 dev lo, or correct node.vtep",
+            f"ip address add {settings.vtep}/{settings.vtep.max_prefixlen} dev lo, or correct"
+            " node.vtep",
         )
 
 
@@ -273,18 +276,6 @@ def _flags(interface: str) -> int | None:
         except OSError:
             return None
     return int(struct.unpack("16sh22x", answer)[1]) & 0xFFFF
-
-
-def _is_ours(address: str) -> bool:
-    """Whether an address is this namespace's: only then can a socket be bound to it."""
-    import socket
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.bind((address, 0))
-        except OSError:
-            return False
-    return True
 
 
 def _lines(path: str) -> list[str]:

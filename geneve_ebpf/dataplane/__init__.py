@@ -11,6 +11,7 @@ from geneve_ebpf.abi import Direction, DropReason, EventKind
 from geneve_ebpf.dataplane.counters import Counters, Drops, Event, Traffic
 from geneve_ebpf.dataplane.node import bring_up, facts, tear_down
 from geneve_ebpf.dataplane.plane import DataPlane
+from geneve_ebpf.dataplane.uplinks import Seen, Uplinks
 
 __all__ = [
     "Counters",
@@ -20,7 +21,9 @@ __all__ = [
     "Drops",
     "Event",
     "EventKind",
+    "Seen",
     "Traffic",
+    "Uplinks",
     "bring_up",
     "facts",
     "tear_down",

@@ -28,7 +28,7 @@ class Facts:
     guard: int  # id of sandbox_guard on the next
     uplink_hook: str  # "tcx" or "clsact"
     boot: str  # "compiled" or "adopted"
-    mtu: int  # bytes, of eth0 in new slots
+    mtu: int  # bytes, of eth0 in slots
 
 
 def bring_up(settings: NodeSettings) -> DataPlane:
@@ -61,6 +61,14 @@ def facts(run_directory: Path) -> Facts:
         raise GeneveError(
             Code.NODE_SETUP, f"the node at {run_directory} is not up: {error}"
         ) from None
+
+
+def write_facts(run_directory: Path, found: Facts) -> None:
+    """For `facts` to find, in whatever process."""
+    path = run_directory / "facts.json"
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps({name: getattr(found, name) for name in Facts.__slots__}))
+    draft.replace(path)
 
 
 def _in_child(what: str, settings: NodeSettings) -> None:

@@ -13,18 +13,16 @@ import json
 import os
 import shutil
 import sys
-from pathlib import Path
 
-from geneve_ebpf.abi import OVERHEAD, NodeState
 from geneve_ebpf.dataplane.config import Config, read_config, write_config
-from geneve_ebpf.dataplane.node import Facts
+from geneve_ebpf.dataplane.node import Facts, write_facts
 from geneve_ebpf.dataplane.plane import DataPlane
+from geneve_ebpf.dataplane.uplinks import slot_mtu, write_mtu
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import links, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import bpf, capabilities, hooks
 from geneve_ebpf.loader.compile import compile_and_pin
-from geneve_ebpf.loader.maps import SharedArray
 from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import NodeSettings
 
@@ -47,19 +45,20 @@ def _up(settings: NodeSettings) -> None:
         if not adopted:
             compile_and_pin(settings.run_directory)
         tcx = capabilities.has_tcx()
-        sizes = [links.mtu_of(ip, hooks.uplink_index(ip, name)) for name in settings.uplinks]
-        mtu = min(sizes, default=1500) - OVERHEAD[settings.vtep.version]
+        uplinks = [hooks.find_uplink(ip, name) for name in settings.uplinks]
+        vrf = hooks.vrf_of(uplinks)
+        mtu = slot_mtu(settings, uplinks)
         _refuse_other_config(pins, settings)
         _refuse_other_namespace(ip, settings)
-        block, anchor = hooks.hang_blocks(ip, door, pins)
+        block, anchor = hooks.hang_blocks(ip, door, pins, vrf)
         write_config(pins, Config.of(settings), anchor)
-        _write_mtu(pins, mtu)
+        write_mtu(pins, mtu)
         for stale in hooks.hung_uplinks(pins) - set(settings.uplinks):
             hooks.drop_uplink(ip, door, pins, stale)
         for uplink in settings.uplinks:
             hooks.hang_uplink(ip, door, pins, uplink, tcx=tcx)
         pins.drop_old_programs()
-    _write_facts(
+    write_facts(
         settings.run_directory,
         Facts(
             block,
@@ -126,18 +125,6 @@ def _refuse_other_namespace(ip: IPRoute, settings: NodeSettings) -> None:
             hint="with the netns it had, or if that is gone: geneve-ebpf node down --config FILE",
             field="netns",
         )
-
-
-def _write_mtu(pins: Pins, mtu: int) -> None:
-    state: SharedArray[NodeState] = SharedArray(pins.map("node_state"), NodeState, writable=True)
-    state.row(0).slot_mtu = mtu
-
-
-def _write_facts(run_directory: Path, found: Facts) -> None:
-    path = run_directory / "facts.json"
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps({name: getattr(found, name) for name in Facts.__slots__}))
-    draft.replace(path)
 
 
 def _down(settings: NodeSettings) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import socket
 import struct
 import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from geneve_ebpf.host import messages
 from geneve_ebpf.host.netlink import RouteSocket
 
 _SIOCETHTOOL = 0x8946
-_SIOCGIFFLAGS = 0x8913
+_SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921
 _ETHTOOL_GLINK, _ETHTOOL_STSO, _ETHTOOL_SGRO = 0x0A, 0x1F, 0x2C
 _ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO, _ETHTOOL_SFEATURES = 0x1B, 0x37, 0x3B
 _FEATURE_NAMES, _NAME_SIZE = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
@@ -41,9 +42,50 @@ def index_of(ip: IPRoute, name: str) -> int:
         raise
 
 
-def mtu_of(ip: IPRoute, index: int) -> int:
-    """Bytes of the largest packet the interface takes."""
-    return int(next(iter(ip.link("get", index=index))).get_attr("IFLA_MTU"))
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface, as far as an uplink's user wants to know it."""
+
+    index: int
+    name: str
+    mtu: int  # bytes
+    hardware: int  # ARPHRD_*
+    kind: str  # "vlan", "bond", …; "" for a NIC
+    master: str  # the interface it is a port of; "" if of none
+    master_kind: str  # what that is: "vrf", "bond", "bridge", …
+
+
+def describe(ip: IPRoute, name: str) -> Link | None:
+    """The interface of that name, if there is one."""
+    try:
+        found = next(iter(ip.link("get", ifname=name)))
+    except NetlinkError as error:
+        if error.code in (errno.ENODEV, errno.ENOENT):
+            return None
+        raise
+    info = found.get_attr("IFLA_LINKINFO")
+    master = found.get_attr("IFLA_MASTER") or 0
+    return Link(
+        int(found["index"]),
+        name,
+        int(found.get_attr("IFLA_MTU")),
+        int(found["ifi_type"]),
+        str((info and info.get_attr("IFLA_INFO_KIND")) or ""),
+        socket.if_indextoname(master) if master else "",
+        str((info and info.get_attr("IFLA_INFO_SLAVE_KIND")) or "") if master else "",
+    )
+
+
+def mtu_by_name(name: str) -> int:
+    """Bytes of the largest packet the interface takes. Raises OSError ENODEV."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+        answer = fcntl.ioctl(door, _SIOCGIFMTU, struct.pack("16si20x", name.encode(), 0))
+    return int(struct.unpack_from("i", answer, 16)[0])
+
+
+def set_master(ip: IPRoute, index: int, master: int) -> None:
+    """Make the interface a port of another one; 0: of none."""
+    ip.link("set", index=index, master=master)
 
 
 def alias_of(ip: IPRoute, index: int) -> str:
@@ -86,11 +128,17 @@ def disable_ipv6(name: str) -> None:
 
 
 def believe_no_router(name: str) -> bool:
-    """Take nothing from router advertisements. False where the kernel has no IPv6 at all."""
-    setting = Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra")
-    if not setting.exists():
+    """Take nothing from router advertisements. False where the kernel has no IPv6 at all.
+
+    With "default" it is of interfaces to come, which then have no link-local
+    address of the kernel's making either.
+    """
+    settings = Path(f"/proc/sys/net/ipv6/conf/{name}")
+    if not settings.exists():
         return False
-    setting.write_text("0")
+    (settings / "accept_ra").write_text("0")
+    if name == "default":
+        (settings / "addr_gen_mode").write_text("1")
     return True
 
 

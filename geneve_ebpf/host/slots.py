@@ -6,6 +6,7 @@ All the netlink of a sandbox's life happens here, before and after it lives.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -23,6 +24,9 @@ from geneve_ebpf.model import Guest
 
 GUEST_INTERFACE = "eth0"
 _ADDRESS_PATIENCE = 0.05  # seconds; after that the slot may say which group it is in
+# Of the host side: a veth drops what is larger, uncounted; sandbox_tx counts and answers it.
+_HOST_MTU = 65535
+_IPV6_MTU_MIN = 1280  # RFC 8200 section 5; with less the kernel has no IPv6 on an interface
 _LOOPBACK = 1  # index of `lo`, in every namespace
 
 
@@ -63,9 +67,10 @@ def make(ip: IPRoute, door: RouteSocket, place: Place, index: int) -> int:
         pair = messages.veth(
             name,
             GUEST_INTERFACE,
+            mtu=_HOST_MTU,
+            peer_mtu=place.mtu,
             peer_mac=place.guest.mac.octets,
             peer_namespace=namespace,
-            mtu=place.mtu,
         )
         door.tell_all([pair])
         ifindex = socket.if_nametoindex(name)
@@ -179,6 +184,46 @@ def _await_transmission(namespace: int) -> None:
     """eth0 was up before its peer: its first frames must not be lost."""
     with _within(namespace):
         links.wait_running(GUEST_INTERFACE)
+
+
+def resize(place: Place, index: int) -> bool:
+    """Give a slot's eth0 the place's MTU, whoever is in there; False if the slot is not there.
+
+    Nobody's connection notices more than the size. An IPv6 address that a tiny
+    MTU cost is given back.
+    """
+    try:
+        namespace = os.open(place.netns(index), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        with _within(namespace):
+            _resize(place)
+    except OSError as error:
+        # No namespace any more, or nothing in it that is called eth0.
+        if error.errno in (errno.EINVAL, errno.ENODEV):
+            return False
+        raise
+    finally:
+        os.close(namespace)
+    return True
+
+
+def _resize(place: Place) -> None:
+    before = links.mtu_by_name(GUEST_INTERFACE)
+    if before == place.mtu:
+        return
+    eth0 = socket.if_nametoindex(GUEST_INTERFACE)
+    requests = [messages.link_mtu(eth0, place.mtu)]
+    if before < _IPV6_MTU_MIN <= place.mtu and links.believe_no_router("default"):
+        guest, mac = place.guest, place.guest.gateway_mac.octets
+        requests += [
+            messages.address(eth0, guest.address6),
+            messages.neighbour(eth0, guest.gateway6, mac),
+            messages.default_route(eth0, guest.gateway6),
+        ]
+    with RouteSocket() as inside:
+        inside.tell_all(requests)
 
 
 def drop(place: Place, index: int) -> None:

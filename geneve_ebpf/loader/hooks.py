@@ -6,7 +6,8 @@ enters them, so that one filter serves all of them and one replace swaps it
 under all of them. A block would vanish with its last interface and the next
 one would be open; an anchor, a veth pair of our own that never comes up, holds
 both. The anchor is also what underlay route look-ups are "received on": the FIB
-helper wants an interface that forwards, and so no other one has to.
+helper wants an interface that forwards, in either family, and so no other one
+has to; and where the uplinks are in a VRF, so is the anchor, for its table.
 
 An uplink is one device: a TCX link where the kernel has TCX (ordered beside
 other users, pinned, swapped in microseconds), else a filter on clsact.
@@ -19,8 +20,10 @@ import errno
 import os
 import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
+from geneve_ebpf.abi import PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import links, tc
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
@@ -29,6 +32,10 @@ from geneve_ebpf.loader.pins import Pins
 
 ANCHOR = "gnv-anchor"
 _FIRST_BLOCK = 6081
+# Link types (ARPHRD_*): frames that begin with an Ethernet header, as loopback's
+# do too, and those that begin with the IP packet (tun, WireGuard; raw IP modems).
+_ETHERNET, _BARE_IP = (1, 772), (65534, 519)
+_MASTERS = ("bond", "bridge", "team")
 
 
 def other_node(ip: IPRoute, run_directory: Path) -> str:
@@ -42,12 +49,13 @@ def other_node(ip: IPRoute, run_directory: Path) -> str:
     return owner if owner != str(run_directory) and owner and Path(owner).exists() else ""
 
 
-def hang_blocks(ip: IPRoute, door: RouteSocket, pins: Pins) -> tuple[int, int]:
+def hang_blocks(ip: IPRoute, door: RouteSocket, pins: Pins, vrf: str = "") -> tuple[int, int]:
     """Make anchor and blocks, or find them, and put sandbox_tx and sandbox_guard on them.
 
-    Returns (number of the ingress block, the anchor's interface index); the
-    egress block has the next number. Works in the thread's network namespace,
-    which no other node has.
+    vrf: the one that the underlay's routes are in, "" if in none. Returns
+    (number of the ingress block, the anchor's interface index); the egress
+    block has the next number. Works in the thread's network namespace, which no
+    other node has.
     """
     anchor = links.index_of(ip, ANCHOR)
     block, egress = tc.shared_blocks(door, anchor) if anchor else (0, 0)
@@ -67,8 +75,11 @@ def hang_blocks(ip: IPRoute, door: RouteSocket, pins: Pins) -> tuple[int, int]:
         links.disable_ipv6(f"{ANCHOR}-peer")
         tc.add_clsact(door, anchor, ingress_block=block, egress_block=block + 1)
     links.set_alias(ip, anchor, str(pins.root.parent))
-    Path(f"/proc/sys/net/ipv4/conf/{ANCHOR}/forwarding").write_text("1")
-    Path(f"/proc/sys/net/ipv6/conf/{ANCHOR}/forwarding").write_text("1")
+    follow_vrf(ip, vrf)
+    for family in ("ipv4", "ipv6"):
+        forwarding = Path(f"/proc/sys/net/{family}/conf/{ANCHOR}/forwarding")
+        if forwarding.exists():  # a kernel may have been started without IPv6
+            forwarding.write_text("1")
     _set_block(door, pins, block, "sandbox_tx")
     _set_block(door, pins, block + 1, "sandbox_guard")
     return block, anchor
@@ -97,33 +108,75 @@ def drop_blocks(ip: IPRoute) -> None:
         links.remove(ip, anchor)
 
 
-def uplink_index(ip: IPRoute, interface: str) -> int:
-    """The interface's index. Raises GeneveError NODE_SETUP if there is no such interface."""
-    ifindex = links.index_of(ip, interface)
-    if not ifindex:
-        raise GeneveError(
-            Code.NODE_SETUP,
-            f"there is no uplink {interface}",
-            hint="name an interface of the node's namespace: ip link",
-            field="uplinks",
+def follow_vrf(ip: IPRoute, vrf: str) -> None:
+    """Have the anchor, and with it route look-ups, in this VRF; "" for none."""
+    anchor = links.describe(ip, ANCHOR)
+    if anchor is not None and anchor.master != vrf:
+        links.set_master(ip, anchor.index, links.index_of(ip, vrf) if vrf else 0)
+
+
+def find_uplink(ip: IPRoute, interface: str) -> links.Link:
+    """The interface. Raises GeneveError NODE_SETUP if there is none or it cannot be an uplink."""
+    found = links.describe(ip, interface)
+    if found is None:
+        raise _unfit(
+            f"there is no uplink {interface}", "name an interface of the node's namespace: ip link"
         )
-    return ifindex
+    if found.kind == "vrf":
+        raise _unfit(
+            f"uplink {interface} is a VRF",
+            "name the interfaces in it; the VRF is found by them",
+        )
+    if found.master_kind in _MASTERS:
+        raise _unfit(
+            f"uplink {interface} is a port of the {found.master_kind} {found.master}",
+            f"name {found.master} instead",
+        )
+    _program_for(found)
+    return found
+
+
+def _unfit(message: str, hint: str) -> GeneveError:
+    return GeneveError(Code.NODE_SETUP, message, hint=hint, field="uplinks")
+
+
+def _program_for(uplink: links.Link) -> str:
+    if uplink.hardware in _ETHERNET:
+        return "uplink_rx"
+    if uplink.hardware in _BARE_IP and "uplink_rx_l3" in PROGRAMS:
+        return "uplink_rx_l3"
+    raise _unfit(
+        f"uplink {uplink.name} has link type {uplink.hardware}, neither Ethernet nor bare IP",
+        "name an interface below or above it; docs/compatibility.md lists what can be an uplink",
+    )
+
+
+def vrf_of(uplinks: Iterable[links.Link]) -> str:
+    """The VRF that all of them are in; "" if they are in none. Raises NODE_SETUP if they differ."""
+    found = {one.master if one.master_kind == "vrf" else "" for one in uplinks}
+    if len(found) > 1:
+        raise _unfit(
+            f"the uplinks are in several VRFs: {', '.join(sorted(found)) or 'none'}",
+            "put all of them into one: the underlay's routes are looked up in its table",
+        )
+    return found.pop() if found else ""
 
 
 def hang_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str, *, tcx: bool) -> None:
     """Put uplink_rx on one interface, or swap it there; other programs stay.
 
-    Raises GeneveError NODE_SETUP if there is no such interface.
+    Raises GeneveError NODE_SETUP if there is no such interface, or none that can be.
     """
-    ifindex = uplink_index(ip, interface)
-    program = bpf.open_pin(pins.program("uplink_rx"))
+    found = find_uplink(ip, interface)
+    ifindex, name = found.index, _program_for(found)
+    program = bpf.open_pin(pins.program(name))
     try:
         if tcx:
             _set_link(pins.uplink(interface), program, ifindex)
         else:
             if tc.add_clsact(door, ifindex):
                 _made_clsact(pins, interface).touch()
-            tc.set_ingress_program(door, ifindex, program, "uplink_rx")
+            tc.set_ingress_program(door, ifindex, program, name)
     finally:
         os.close(program)
 

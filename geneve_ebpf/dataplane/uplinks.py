@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The uplinks while the node is up: one may vanish and come back, and its MTU may change.
+
+Programs ask the kernel's routes for every packet, so all that follows from such
+a change is the hook on an interface that was made anew, and the size of packets
+that sandboxes are told: their eth0's MTU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from geneve_ebpf.abi import OVERHEAD, NodeState
+from geneve_ebpf.dataplane.node import facts, write_facts
+from geneve_ebpf.errors import GeneveError
+from geneve_ebpf.host import links
+from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.loader import hooks
+from geneve_ebpf.loader.maps import SharedArray
+from geneve_ebpf.loader.pins import Pins
+from geneve_ebpf.model import NodeSettings
+
+
+def slot_mtu(settings: NodeSettings, uplinks: Iterable[links.Link]) -> int:
+    """Bytes of the largest inner packet that fits through every uplink."""
+    return min((one.mtu for one in uplinks), default=1500) - OVERHEAD[settings.vtep.version]
+
+
+def write_mtu(pins: Pins, mtu: int) -> None:
+    """Let the node's processes know the slots' MTU."""
+    state: SharedArray[NodeState] = SharedArray(pins.map("node_state"), NodeState, writable=True)
+    try:
+        state.row(0).slot_mtu = mtu
+    finally:
+        state.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at the uplinks found."""
+
+    mtu: int  # of the slots from now on, bytes
+    problems: tuple[str, ...]  # one sentence for each uplink that takes no part
+
+
+class Uplinks:
+    """Keeps the hooks of a node's uplinks hung; for the process that has its netlink."""
+
+    def __init__(self, settings: NodeSettings, ip: IPRoute, door: RouteSocket) -> None:
+        """Both sockets are in the node's namespace, and so is the thread, always."""
+        self._settings = settings
+        self._ip = ip
+        self._door = door
+        self._pins = Pins(settings.run_directory)
+        self._facts = facts(settings.run_directory)
+        self._hung: dict[str, int] = {}  # name -> index of the interface that has our hook
+
+    def look(self) -> Seen:
+        """Hang the hook on what came (back), and find and record the slots' MTU.
+
+        Without an uplink the MTU stays as it was.
+        """
+        present, problems = [], []
+        for name in self._settings.uplinks:
+            try:
+                present.append(self._look_at(name))
+            except GeneveError as error:
+                self._hung.pop(name, None)
+                problems.append(error.message)
+            except OSError as error:  # it went again meanwhile, or somebody's program is in the way
+                self._hung.pop(name, None)
+                problems.append(f"uplink {name} takes no program: {error.strerror}")
+        with contextlib.suppress(GeneveError):  # on its way from one to another
+            if present:
+                hooks.follow_vrf(self._ip, hooks.vrf_of(present))
+        mtu = slot_mtu(self._settings, present) if present else self._facts.mtu
+        if mtu != self._facts.mtu:
+            self._facts = replace(self._facts, mtu=mtu)
+            write_mtu(self._pins, mtu)
+            write_facts(self._settings.run_directory, self._facts)
+        return Seen(mtu, tuple(problems))
+
+    def _look_at(self, name: str) -> links.Link:
+        found = hooks.find_uplink(self._ip, name)
+        if self._hung.get(name) != found.index:
+            tcx = self._facts.uplink_hook == "tcx"
+            hooks.hang_uplink(self._ip, self._door, self._pins, name, tcx=tcx)
+            self._hung[name] = found.index
+        return found
