@@ -96,7 +96,10 @@ KEYWORDS = {
     "type", "const", "enum", "pattern", "format", "minimum", "maximum", "items", "properties",
     "required", "additionalProperties", "oneOf", "description", "default",
 }  # fmt: skip
-TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+TYPES = {
+    "object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
+    "null": type(None),
+}  # fmt: skip
 
 
 def faults(value: Any, schema: dict[str, Any], where: str = "$") -> list[str]:

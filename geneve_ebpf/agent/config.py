@@ -17,6 +17,7 @@ from geneve_ebpf.model import (
     DNS_MAX,
     Guest,
     NodeSettings,
+    parse_address,
     parse_ipv4,
     parse_ipv4_prefix,
     parse_ipv6,
@@ -151,11 +152,9 @@ class Table:
 
 def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
     default = NodeSettings("default", guest.address, ())
-    vtep = table.need("vtep", parse_ipv4)
-    if vtep in guest.network:
-        raise bad_config(
-            f"node.vtep {vtep} is in the guest's range {guest.network}", field="node.vtep"
-        )
+    vtep = table.need("vtep", parse_address)
+    if vtep in guest.network or vtep == guest.address6:
+        raise bad_config(f"node.vtep {vtep} is in the guest's own range", field="node.vtep")
     settings = NodeSettings(
         name=table.take("name", parse_name, default.name),
         vtep=vtep,

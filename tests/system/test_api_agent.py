@@ -232,6 +232,125 @@ def test_a_freed_address_rests_also_over_a_crash(bench, ask):
     assert ask.must("PUT", "/v1/sandboxes/rest1", {"vpc": "blue"})["address"] == "10.0.50.50"
 
 
+# Both families
+
+BOTH = {"vni": 102, "prefixes": ["10.0.0.0/16", "fd00:1::/48"]}
+
+
+@pytest.fixture
+def dual(bench, ask):
+    ask.must("PUT", "/v1/vpcs/both", BOTH)
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got"),
+    [
+        ({}, ("10.0.0.2", "fd00:1::1")),
+        ({"address6": "FD00:1:0::77"}, (None, "fd00:1::77")),
+        ({"address": "10.0.0.77"}, ("10.0.0.77", None)),
+        ({"address": "10.0.0.78", "address6": "fd00:1::78"}, ("10.0.0.78", "fd00:1::78")),
+    ],
+)
+def test_a_sandbox_gets_one_address_of_each_family_or_those_it_names(bench, dual, wanted, got):
+    """What is in the maps is what was answered, and the same request again is no other one."""
+    body = {"vpc": "both"} | wanted
+    answer = dual.must("PUT", "/v1/sandboxes/a", body)
+
+    assert (answer["address"], answer["address6"]) == got
+    assert answer["mac"].startswith("02:46:" if got[0] is None else "02:47:")
+    ((_, _, endpoint, _),) = bench.maps()[2]
+    assert tuple(map(str, endpoint.addresses)) == tuple(text for text in got if text)
+    assert dual.ask("PUT", "/v1/sandboxes/a", body)[0] == 200
+    for address in filter(None, got):
+        found = dual.must("GET", f"/v1/routes?vpc=both&address={address}")
+        assert found["sandbox"] == "a"
+    assert dual.must("GET", "/v1/vpcs/both")["sandboxes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({"address": "fd00:1::9"}, "bad_address", "address"),
+        ({"address6": "10.0.0.9"}, "bad_address", "address6"),
+        ({"address6": "fe80::1%eth0"}, "bad_address", "address6"),
+        ({"address6": "::ffff:10.0.0.9"}, "bad_address", "address6"),
+        ({"address6": "fd00:2::9"}, "address_outside_vpc", "address6"),
+        ({"address6": "fd00:1::"}, "address_reserved", "address6"),
+        ({"address": "10.0.0.10", "address6": "fd00:1::9"}, "address_in_use", "address6"),
+        ({"address": "10.0.0.9", "address6": "fd00:1::10"}, "address_in_use", "address"),
+    ],
+)
+def test_of_two_addresses_either_both_are_had_or_none(bench, dual, body, code, field):
+    both = {"address": "10.0.0.9", "address6": "fd00:1::9"}
+    dual.must("PUT", "/v1/sandboxes/a", {"vpc": "both"} | both)
+    before = bench.maps()
+
+    status, answer = dual.ask("PUT", "/v1/sandboxes/b", {"vpc": "both"} | body)
+
+    assert status >= 400
+    assert (answer["error"]["code"], answer["error"]["field"]) == (code, field)
+    assert bench.maps() == before
+
+
+def test_both_addresses_rest_also_over_a_crash(bench, dual):
+    """Found attached, and found resting: with either address."""
+    first = dual.must("PUT", "/v1/sandboxes/a", {"vpc": "both"})
+    bench.restart()
+    found = bench.agent.must("GET", "/v1/sandboxes/a")
+    assert (found["address"], found["address6"]) == (first["address"], first["address6"])
+    bench.agent.must("DELETE", "/v1/sandboxes/a")
+    bench.restart()
+
+    for key in ("address", "address6"):
+        again = {"vpc": "both", key: first[key]}
+        assert bench.agent.code("PUT", "/v1/sandboxes/b", again) == "address_resting"
+    same = bench.agent.must("PUT", "/v1/sandboxes/a", {"vpc": "both"})
+    assert (same["address"], same["address6"]) == (first["address"], first["address6"])
+
+
+def test_an_ipv6_address_in_use_keeps_its_prefix(bench, dual):
+    """As an IPv4 one does."""
+    dual.must("PUT", "/v1/sandboxes/a", {"vpc": "both", "address6": "fd00:1::9"})
+    state = dual.must("GET", "/v1/state")
+    (both,) = (vpc for vpc in state["vpcs"] if vpc["name"] == "both")
+    both["prefixes"] = ["10.0.0.0/16", "fd00:1:1::/48"]
+
+    assert dual.code("PUT", "/v1/state", state) == "vpc_in_use"
+    both["prefixes"] = ["fd00:1::/64"]
+    dual.must("PUT", "/v1/state", state)
+
+
+def test_a_vtep_of_the_other_family_is_refused(bench, ask):
+    status, answer = ask.ask("PUT", "/v1/vteps/2001:db8::2")
+
+    assert (status, answer["error"]["code"]) == (400, "vtep_family")
+    assert "IPv4" in answer["error"]["hint"]
+
+
+def test_routes_of_both_families_come_back_from_disk(bench, dual):
+    """In the maps, in the file, and in the answer, each as RFC 5952 writes it."""
+    routes = [
+        {"vpc": "both", "prefix": "FD00:1:0:2::/64", "kind": "remote", "vtep": "192.0.2.8"},
+        {"vpc": "both", "prefix": "::/0", "kind": "blackhole"},
+        {"vpc": "both", "prefix": "fd00:1:0:2::7/128", "kind": "local"},
+    ]
+    for route in routes:
+        dual.must("POST", "/v1/routes", route)
+    before = bench.maps()[0]
+
+    bench.stop(signal.SIGKILL)
+    bench.start()
+
+    assert bench.maps()[0] == before
+    listed = bench.agent.must("GET", "/v1/routes?vpc=both")["routes"]
+    assert {route["prefix"] for route in listed} == {
+        "fd00:1:0:2::/64", "::/0", "fd00:1:0:2::7/128"
+    }  # fmt: skip
+    found = bench.agent.must("GET", "/v1/routes?vpc=both&address=fd00:1:0:2::8")
+    assert found["route"]["vtep"] == "192.0.2.8"
+
+
 def test_items_of_a_batch_stand_each_on_its_own(bench, ask):
     ask.must("PUT", "/v1/sandboxes/old", {"vpc": "blue"})
 

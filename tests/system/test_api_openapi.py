@@ -30,6 +30,9 @@ REMOTE = {
     "vtep": "192.0.2.9",
     "mac": "02:00:00:00:00:07",
 }
+BOTH = {"vni": 102, "prefixes": ["10.0.0.0/16", "fd00:1::/48"]}
+LOCAL6 = {"vpc": "both", "prefix": "fd00:1:0:1::/64", "kind": "local"}
+REMOTE6 = {"vpc": "both", "prefix": "fd00:1:0:2::/64", "kind": "remote", "vtep": "192.0.2.9"}
 BAD = {"surprise": 1}
 # Two whole states, each right by itself: fill the map of VTEPs and one more.
 FULL = {"vteps": [{"address": f"198.{i >> 16}.{i >> 8 & 255}.{i & 255}"} for i in range(65537)]}
@@ -77,6 +80,23 @@ EXCHANGES: list[tuple[int, str, str, object]] = [
     (404, "GET", "/v1/routes?vpc=green", None),
     (409, "DELETE", "/v1/vpcs/blue", None),
     (409, "DELETE", "/v1/vteps/192.0.2.9", None),
+    # Both families
+    (201, "PUT", "/v1/vpcs/both", BOTH),
+    (400, "PUT", "/v1/vpcs/six", {"vni": 103, "prefixes": ["fe80::/64"]}),
+    (201, "POST", "/v1/routes", LOCAL6),
+    (201, "POST", "/v1/routes", REMOTE6),
+    (400, "PUT", "/v1/vteps/2001:db8::9", None),
+    (200, "GET", "/v1/routes?vpc=both&address=fd00:1:0:2::3", None),
+    (201, "PUT", "/v1/sandboxes/six", {"vpc": "both"}),
+    (200, "PUT", "/v1/sandboxes/six", {"vpc": "both", "address6": "FD00:1:0:1::1"}),
+    (409, "PUT", "/v1/sandboxes/six", {"vpc": "both", "address6": "fd00:1:0:1::2"}),
+    (400, "PUT", "/v1/sandboxes/seven", {"vpc": "both", "address": "fd00:1:0:1::2"}),
+    (200, "GET", "/v1/sandboxes/six", None),
+    (200, "GET", "/v1/vpcs/both", None),
+    (200, "DELETE", "/v1/sandboxes/six", None),
+    (200, "DELETE", "/v1/routes?vpc=both&prefix=fd00:1:0:1::/64", None),
+    (200, "DELETE", "/v1/routes?vpc=both&prefix=fd00:1:0:2::/64", None),
+    (200, "DELETE", "/v1/vpcs/both", None),
     # Slots and sandboxes
     (200, "GET", "/v1/slots", None),
     (201, "POST", "/v1/slots:reserve", None),

@@ -85,6 +85,13 @@ def test_every_key_is_read(file):
     assert (placement.agent_cpu, placement.slot_cpu, placement.exporter_cpu) == (1, 0, 0)
 
 
+def test_the_vtep_may_be_of_either_family(file):
+    """It is the underlay's; what sandboxes have is another matter."""
+    config = load(file('[node]\nvtep = "2001:DB8::1"\nuplinks = ["eth1"]\n'))
+
+    assert str(config.node.vtep) == "2001:db8::1"
+
+
 def test_slots_of_the_command_line_win(file):
     assert load(file(SMALLEST + "slots = 4\n"), slots=0).node.slots == 0
 
@@ -96,6 +103,9 @@ def test_slots_of_the_command_line_win(file):
         ('[node]\nvtep = "192.0.2.1"', "node.uplinks"),
         ('[node]\nvtep = "192.0.2"\nuplinks = ["eth1"]', "node.vtep"),
         ('[node]\nvtep = "169.254.77.3"\nuplinks = ["eth1"]', "node.vtep"),
+        ('[node]\nvtep = "fd67:6e76:77::2"\nuplinks = ["eth1"]', "node.vtep"),
+        ('[node]\nvtep = "fe80::1"\nuplinks = ["eth1"]', "node.vtep"),
+        ('[node]\nvtep = "::ffff:192.0.2.1"\nuplinks = ["eth1"]', "node.vtep"),
         ('[node]\nvtep = "192.0.2.1"\nuplinks = []', "node.uplinks"),
         ('[node]\nvtep = "192.0.2.1"\nuplinks = "eth1"', "node.uplinks"),
         ('[node]\nvtep = "192.0.2.1"\nuplinks = ["../eth1"]', "node.uplinks"),
