@@ -30,18 +30,20 @@ ETH_P_ALL = 0x0003  # a tap for one protocol alone would sit behind our program
 GENEVE_PORT = 6081
 MEGABYTES = 256
 
-# VPC -> VNI. Both have the very same prefix.
+# VPC -> VNI. Both have the very same prefixes.
 VPCS = {"blue": 4097, "red": 4098}
-PREFIX = "10.0.0.0/16"
-BLOCKS = {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"}
-# sandbox -> node, VPC, address
-SANDBOXES = {
-    "blue-1": ("node1", "blue", "10.0.1.10"),
-    "blue-2": ("node2", "blue", "10.0.2.10"),
-    "blue-3": ("node1", "blue", "10.0.1.11"),
-    "red-1": ("node1", "red", "10.0.1.10"),
-    "red-2": ("node2", "red", "10.0.2.10"),
-    "red-only": ("node2", "red", "10.0.2.77"),
+SPANS = (
+    ("10.0.0.0/16", {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"}),
+    ("fd00:10::/48", {"node1": "fd00:10:0:1::/64", "node2": "fd00:10:0:2::/64"}),
+)
+# sandbox -> node, VPC, addresses
+SANDBOXES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "blue-1": ("node1", "blue", ("10.0.1.10", "fd00:10:0:1::10")),
+    "blue-2": ("node2", "blue", ("10.0.2.10", "fd00:10:0:2::10")),
+    "blue-3": ("node1", "blue", ("10.0.1.11", "fd00:10:0:1::11")),
+    "red-1": ("node1", "red", ("10.0.1.10", "fd00:10:0:1::10")),
+    "red-2": ("node2", "red", ("10.0.2.10", "fd00:10:0:2::10")),
+    "red-only": ("node2", "red", ("10.0.2.77",)),
 }
 
 GREET = """
@@ -166,11 +168,12 @@ class Demo:
             )
         say(f"programs compiled, loaded and pinned, slots made: {time.monotonic() - start:.1f} s")
 
-        chapter("Two VPCs, one and the same prefix")
+        chapter("Two VPCs, the same prefixes in both")
         for name, vni in VPCS.items():
-            self.lab.connect(name, vni, PREFIX, BLOCKS)
-            places = ", ".join(f"{block} on {node}" for node, block in BLOCKS.items())
-            say(f"{name}: VNI {vni}, {PREFIX}; {places}")
+            self.lab.connect(name, vni, *SPANS)
+            for prefix, blocks in SPANS:
+                places = ", ".join(f"{block} on {node}" for node, block in blocks.items())
+                say(f"{name}: VNI {vni}, {prefix}; {places}")
 
         chapter("Attach: everything slow is done already")
         self.attach()
@@ -179,10 +182,13 @@ class Demo:
         self.ping("blue-1", "10.0.2.10", "blue-2, on the other node")
         self.ping("red-1", "10.0.2.10", "red-2, on the other node")
         self.ping("blue-1", "10.0.1.11", "blue-3, on the same node: no tunnel")
+        self.ping("blue-1", "fd00:10:0:2::10", "blue-2, by IPv6 over the same IPv4 underlay")
+        self.ping("blue-1", "fd00:10:0:1::11", "blue-3, by IPv6")
 
         chapter("What is on the wire, as node2's uplink sees it")
         for sandbox in ("blue-1", "red-1"):
-            self.wire(sandbox)
+            self.wire(sandbox, "10.0.2.10")
+        self.wire("blue-1", "fd00:10:0:2::10")
 
         chapter("The same address is another machine in each VPC")
         self.greet()
@@ -207,12 +213,14 @@ class Demo:
 
     def attach(self) -> None:
         """Attach every sandbox, and say how long each took."""
-        for sandbox, (node, vpc, address) in SANDBOXES.items():
-            words = ("attach", sandbox, "--vpc", vpc, "--address", address)
+        for sandbox, (node, vpc, addresses) in SANDBOXES.items():
+            words = ["attach", sandbox, "--vpc", vpc]
+            for address in addresses:
+                words += ["--ip", address]
             answer = json.loads(self.command(node, *words, json_too=True))
             self.attached[sandbox] = answer
             took = answer["timing_ns"]["total"] / 1000
-            say(f"{node}$ geneve-ebpf {' '.join(words)}".ljust(66) + f"{took:8.0f} us")
+            say(f"{node}$ geneve-ebpf {' '.join(words)}".ljust(78) + f"{took:8.0f} us")
         say("(inside the agent; the command around it takes a tenth of a second to start)")
 
     def ping(self, sandbox: str, address: str, who: str) -> None:
@@ -230,13 +238,13 @@ class Demo:
             raise Surprise(f"{sandbox} reached {address}: {done.stdout}")
         say(good(f"{sandbox} -> {address}: no answer, as it should be ({why})"))
 
-    def wire(self, sandbox: str) -> None:
+    def wire(self, sandbox: str, address: str) -> None:
         """Show the headers of one echo request as it arrives at the other node."""
         with namespaces.entering(self.node("node2").netns):
             tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         with tap:
             tap.bind((UPLINK, ETH_P_ALL))
-            self.run(sandbox, "ping", "-n", "-c", "1", "-W", "2", "10.0.2.10")
+            self.run(sandbox, "ping", "-n", "-c", "1", "-W", "2", address)
             deadline = time.monotonic() + 2
             while time.monotonic() < deadline:
                 if not select.select([tap], [], [], 0.2)[0]:
@@ -271,7 +279,7 @@ class Demo:
 
 
 def described(frame: bytes) -> str:
-    """The headers of a Geneve frame with IPv4 inside, in one line; "" for any other frame."""
+    """The headers of a Geneve frame over IPv4, in one line; "" for any other frame."""
     ip = frame[14:]
     if len(ip) < 28 or ip[9] != socket.IPPROTO_UDP:
         return ""
@@ -280,11 +288,21 @@ def described(frame: bytes) -> str:
     if int.from_bytes(udp[2:4], "big") != GENEVE_PORT or len(geneve) < 8 + 14 + 20:
         return ""
     inner = geneve[8 + (geneve[0] & 63) * 4 + 14 :]
-    addresses = [socket.inet_ntoa(raw[i : i + 4]) for raw in (ip, inner) for i in (12, 16)]
+    outside, inside = addresses_of(ip), addresses_of(inner)
     return (
-        f"{addresses[0]} > {addresses[1]}  UDP {int.from_bytes(udp[0:2], 'big')} > {GENEVE_PORT}"
-        f"  Geneve VNI {int.from_bytes(geneve[4:7], 'big')}  [ {addresses[2]} > {addresses[3]} ]"
+        f"{' > '.join(outside)}  UDP {int.from_bytes(udp[0:2], 'big')} > {GENEVE_PORT}"
+        f"  Geneve VNI {int.from_bytes(geneve[4:7], 'big')}  [ {' > '.join(inside)} ]"
     )
+
+
+def addresses_of(ip: bytes) -> tuple[str, str]:
+    """Source and destination of an IP packet of either family."""
+    if ip[0] >> 4 == 6:
+        return (
+            socket.inet_ntop(socket.AF_INET6, ip[8:24]),
+            socket.inet_ntop(socket.AF_INET6, ip[24:40]),
+        )
+    return socket.inet_ntoa(ip[12:16]), socket.inet_ntoa(ip[16:20])
 
 
 def end_with_demo() -> None:

@@ -270,18 +270,20 @@ class Lab:
             self._wait_gone(node, pid)
         self._write_record()
 
-    def connect(self, vpc: str, vni: int, prefix: str, blocks: dict[str, str]) -> None:
-        """Give every node a VPC, with one block of its prefix on each named node.
+    def connect(self, vpc: str, vni: int, *spans: tuple[str, dict[str, str]]) -> None:
+        """Give every node a VPC, with a block of each of its prefixes on each named node.
 
-        blocks: node name -> the part of the prefix that lives there.
+        spans: prefix, and node name -> the part of the prefix that lives there.
         """
+        prefixes = [prefix for prefix, _ in spans]
+        places = [place for _, blocks in spans for place in blocks.items()]
         for node in self.nodes:
             with node.client() as client:
-                client.request("PUT", f"/v1/vpcs/{vpc}", {"vni": vni, "prefixes": [prefix]})
+                client.request("PUT", f"/v1/vpcs/{vpc}", {"vni": vni, "prefixes": prefixes})
                 for other in self.nodes:
                     if other is not node:
                         client.request("PUT", f"/v1/vteps/{other.vtep}", {"mtu": 0})
-                for name, block in blocks.items():
+                for name, block in places:
                     route: dict[str, Any] = {"vpc": vpc, "prefix": block, "kind": "local"}
                     if name != node.name:
                         vtep = next(other.vtep for other in self.nodes if other.name == name)

@@ -32,7 +32,7 @@ def lab() -> Iterator[Lab]:
     with Lab(directory, f"{PREFIX}-ag", patience=60 * PATIENCE) as made:
         made.up(2, SLOTS, metrics=False)
         for vpc, vni in (("blue", 42), ("red", 43)):
-            made.connect(vpc, vni, "10.0.0.0/16", BLOCKS)
+            made.connect(vpc, vni, ("10.0.0.0/16", BLOCKS))
         yield made
     with contextlib.suppress(OSError):
         RUN_ROOT.rmdir()

@@ -36,7 +36,8 @@ def lab() -> Iterator[Lab]:
             lab.start_agent(node)
         for node in lab.nodes:
             lab.wait_ready(node)
-        lab.connect("blue", 7, "10.0.0.0/16", {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"})
+        blocks = {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"}
+        lab.connect("blue", 7, ("10.0.0.0/16", blocks))
         asked(lab.nodes[0], "attach", "web", "--vpc", "blue", "--address", "10.0.1.10")
         asked(lab.nodes[1], "attach", "db", "--vpc", "blue", "--address", "10.0.2.10")
         for node in lab.nodes:

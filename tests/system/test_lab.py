@@ -105,6 +105,8 @@ def test_the_demo_shows_what_it_promises():
     assert len(re.findall(r"\$ geneve-ebpf attach .* \d+ us$", out, re.M)) == 6
     for vni in (4097, 4098):
         assert f"Geneve VNI {vni}  [ 10.0.1.10 > 10.0.2.10 ]" in out
+    assert "Geneve VNI 4097  [ fd00:10:0:1::10 > fd00:10:0:2::10 ]" in out
+    assert "ok  blue-1 -> fd00:10:0:2::10" in out
     assert "hears: I am blue-2" in out
     assert "hears: I am red-2" in out
     assert re.search(r"spoofed_address +tx", out)
