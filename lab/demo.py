@@ -220,7 +220,7 @@ class Demo:
             answer = json.loads(self.command(node, *words, json_too=True))
             self.attached[sandbox] = answer
             took = answer["timing_ns"]["total"] / 1000
-            say(f"{node}$ geneve-ebpf {' '.join(words)}".ljust(78) + f"{took:8.0f} us")
+            say(f"{node}$ geneve-ebpf {' '.join(words)}".ljust(80) + f"{took:8.0f} us")
         say("(inside the agent; the command around it takes a tenth of a second to start)")
 
     def ping(self, sandbox: str, address: str, who: str) -> None:
