@@ -347,7 +347,8 @@ class Addresses(Generic[A]):
 
     def _find_ranges(self) -> list[tuple[int, int]]:
         ranges: list[tuple[int, int]] = []
-        for first, last in sorted(map(_span, self.blocks)):
+        # Of two that begin together the wider one first.
+        for first, last in sorted(map(_span, self.blocks), key=lambda span: (span[0], -span[1])):
             if ranges and first <= ranges[-1][1]:
                 continue  # inside the one before: networks nest or are disjoint
             ranges.append((first, last))

@@ -171,6 +171,16 @@ def test_the_ends_of_a_block_are_given_only_to_who_asks(clock, prefix, block, gi
         assert attach(book, f"asked{number}", address) == address
 
 
+def test_a_block_within_a_block_leaves_the_rest_of_it(book):
+    """Also one that begins where the wider one does."""
+    book.add_route(route("10.0.0.0/24", RouteKind.LOCAL))
+    book.add_route(route("10.0.0.0/30", RouteKind.LOCAL))
+
+    assert [attach(book, f"s{number}") for number in range(3)] == [
+        "10.0.0.2", "10.0.0.4", "10.0.0.5"
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def dual(clock):
     book = AddressBook(REST, clock)
@@ -414,5 +424,6 @@ class AgainstModelIpv6(AgainstModel):
 
 TestAgainstModel = AgainstModel.TestCase
 TestAgainstModelIpv6 = AgainstModelIpv6.TestCase
-for case in (TestAgainstModel, TestAgainstModelIpv6):
-    case.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAgainstModel.settings = TestAgainstModelIpv6.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None
+)
