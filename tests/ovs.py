@@ -191,18 +191,24 @@ class OpenvSwitch:
             raise RuntimeError(f"{TUNNEL}: {error}\n{self.log()}")
 
     def host(self, mac: str, *addresses: str, mtu: int = 1450) -> Host:
-        """The host behind the switch: an interface of the namespace, on the VPC as on a LAN."""
+        """The host behind the switch: an interface of the namespace, on the VPC as on a LAN.
+
+        addresses: one or two, with their lengths.
+        """
         self.vsctl(
             *("add-port", SWITCH, HOST, "--", "set", "interface", HOST, "type=internal"),
             *(f"mtu_request={mtu}", f'mac="{mac}"'),
         )
         self._furnish(HOST, addresses)
-        return Host(self.bed, self.netns, HOST, addresses[0].partition("/")[0])
+        return Host(self.bed, self.netns, HOST, *(one.partition("/")[0] for one in addresses))
 
     def _furnish(self, interface: str, addresses: Sequence[str]) -> None:
         """Addresses, and up. Without one of IPv6 it stays silent in that family."""
-        if not any(":" in address for address in addresses):
-            with namespaces.entering(self.netns):
+        with namespaces.entering(self.netns):
+            if any(":" in address for address in addresses):
+                for name in ("accept_dad", "router_solicitations"):  # speaks when spoken to
+                    Path(f"/proc/sys/net/ipv6/conf/{interface}/{name}").write_text("0")
+            else:
                 links.disable_ipv6(interface)
         for address in addresses:
             nodad = ["nodad"] if ":" in address else []
@@ -223,6 +229,8 @@ class OpenvSwitch:
         for flow in (
             f"in_port={HOST} actions=set_field:{vni}->tun_id,{actions}output:{TUNNEL}",
             f"in_port={TUNNEL},tun_id={vni} actions=output:{HOST}",
+            # Which groups the host has joined is not the VPC's matter.
+            f"priority=40000,in_port={HOST},icmp6,icmp_type=143 actions=drop",
         ):
             self.ofctl("add-flow", flow)
 
@@ -235,9 +243,20 @@ class OpenvSwitch:
         return field
 
     def clear_options(self) -> None:
-        """Forget them, and the flows, which may use them."""
+        """Forget them, and the flows, which may use them: for a moment also after they went."""
         self.ofctl("del-flows")
-        self.ofctl("del-tlv-map")
+
+        def forgotten() -> bool:
+            try:
+                self.ofctl("del-tlv-map")
+            except RuntimeError as error:
+                if "INVALID_TLV_DEL" not in str(error):
+                    raise
+                return False
+            return True
+
+        if not eventually(forgotten):
+            raise RuntimeError(f"options are still in use:\n{self.log()}")
 
     # -- looking
 
