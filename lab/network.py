@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from geneve_ebpf.agent.config import load
 from geneve_ebpf.client import AgentClient
@@ -30,7 +30,8 @@ from geneve_ebpf.host import namespaces
 
 ROOT = Path(__file__).resolve().parent.parent
 NETNS = Path("/run/netns")
-UNDERLAY = "192.0.2"  # TEST-NET-1: every lab has its own, since each is closed in itself
+# Documentation prefixes (RFC 5737, RFC 3849): every lab has its own, each is closed in itself.
+UNDERLAYS = {4: ("192.0.2.", 24), 6: ("2001:db8::", 64)}
 UPLINK = "uplink0"
 
 
@@ -155,25 +156,31 @@ class Lab:
         lab.agents = content["agents"]
         return lab
 
-    def up(self, nodes: int = 2, slots: int = 16, metrics: bool = True) -> None:
+    def up(
+        self, nodes: int = 2, slots: int = 16, metrics: bool = True, outside: Literal[4, 6] = 4
+    ) -> None:
         """Make the nodes and their underlay, start the agents, wait until they are ready."""
-        self.make_nodes(nodes, slots, metrics)
+        self.make_nodes(nodes, slots, metrics, outside)
         for node in self.nodes:
             self.start_agent(node)
         for node in self.nodes:
             self.wait_ready(node)
 
-    def make_nodes(self, count: int, slots: int = 16, metrics: bool = True) -> None:
-        """Make namespaces and underlay, write configurations; no agent yet."""
+    def make_nodes(
+        self, count: int, slots: int = 16, metrics: bool = True, outside: Literal[4, 6] = 4
+    ) -> None:
+        """Make namespaces and underlay, of the family `outside`, write configurations; no agent
+        yet."""
         if not 1 <= count <= 200:
             raise ValueError("1 to 200 nodes")
+        network, length = UNDERLAYS[outside]
         self.directory.mkdir(parents=True, mode=0o700, exist_ok=True)
         for number in range(1, count + 1):
             name = f"node{number}"
             node = Node(
                 name,
                 f"{self.prefix}-{name}",
-                f"{UNDERLAY}.{number}",
+                f"{network}{number}",
                 str(self.directory),
                 slots,
                 metrics,
@@ -181,11 +188,20 @@ class Lab:
             self.nodes.append(node)
         self._write_record()  # before anything exists: `down` may be all that follows
         for node in self.nodes:
-            set_up_namespace(node.namespace, {"ipv4/fib_multipath_hash_policy": 1})
+            set_up_namespace(
+                node.namespace,
+                {
+                    "ipv4/fib_multipath_hash_policy": 1,
+                    "ipv6/fib_multipath_hash_policy": 1,
+                },
+            )
             node.write_config()
         self._join()
         for node in self.nodes:
-            run("ip", "-n", node.namespace, "address", "add", f"{node.vtep}/24", "dev", UPLINK)
+            # Nobody else has the address: waiting to find that out takes a second.
+            nodad = ("nodad",) if outside == 6 else ()
+            words = ("address", "add", f"{node.vtep}/{length}", "dev", UPLINK, *nodad)
+            run("ip", "-n", node.namespace, *words)
             run("ip", "-n", node.namespace, "link", "set", UPLINK, "up")
 
     @property
