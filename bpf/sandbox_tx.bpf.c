@@ -12,7 +12,10 @@
 #include "lib/inner.h"
 #include "lib/kernel.h"
 #include "lib/maps.h"
+#include "lib/mss.h"
 #include "lib/outer.h"
+#include "lib/path_mtu.h"
+#include "lib/too_big.h"
 #include "lib/translate.h"
 
 /* The gateway's MAC, for whoever asks as the guest, attached or not: a guest
@@ -58,18 +61,38 @@ static inline struct route *find_route(__u32 vni, const struct address *address)
 	return route ? route : routes_lpm.lookup(&key);
 }
 
+/* What the sandbox is known by in its VPC, in the packet's family. */
+static inline struct address vpc_address(const struct binding *from,
+					 __u8 family)
+{
+	return family == 6 ? from->address6 : from_ipv4(from->address);
+}
+
+/* The addresses are made anew where they are needed: kept in the meantime, they
+ * would be so on the stack.
+ */
+static inline enum drop_reason translate_source(struct __sk_buff *skb,
+						const struct node_config *config,
+						const struct binding *from,
+						struct inner *inner)
+{
+	struct address guest = guest_address(config, inner->family);
+	struct address own = vpc_address(from, inner->family);
+
+	return translate(skb, inner, SOURCE, &guest, &own);
+}
+
 /* Both ends on this node: no tunnel, the same checks as from the wire. */
 static inline int send_local(struct __sk_buff *skb,
 			     const struct node_config *config, __u32 slot,
-			     const struct endpoint *to, struct inner *inner,
-			     const struct address *guest,
-			     const struct address *source)
+			     const struct binding *from,
+			     const struct endpoint *to, struct inner *inner)
 {
 	__u32 to_slot = to->slot, ifindex = to->ifindex;
 	enum drop_reason reason;
 	struct slot_counters *row;
 
-	reason = translate(skb, inner, SOURCE, guest, source);
+	reason = translate_source(skb, config, from, inner);
 	if (!reason)
 		reason = address_to_guest(skb, config, inner);
 	if (reason)
@@ -89,37 +112,27 @@ static inline int send_local(struct __sk_buff *skb,
 static inline int send_remote(struct __sk_buff *skb,
 			      const struct node_config *config, __u32 slot,
 			      const struct binding *from,
-			      const struct nexthop *to, struct inner *inner,
-			      const struct address *guest,
-			      const struct address *source)
+			      const struct nexthop *to, struct inner *inner)
 {
-	struct envelope envelope = {
-		.vtep = &to->vtep,
-		.source_mac = from->mac,
-		.destination_mac = to->mac,
-		.vni = from->vni,
-		/* Before anything changes that the hash is made of. */
-		.flow_hash = bpf_get_hash_recalc(skb),
-		.inner_protocol = inner->family == 6 ? to_be16(ETH_P_IPV6) :
-						       to_be16(ETH_P_IP),
-		.ecn = ecn_of(inner),
-	};
-	__u32 bytes = skb->len, more = overhead(config);
+	/* Before anything changes that the hash is made of. */
+	struct envelope envelope = { .flow_hash = bpf_get_hash_recalc(skb) };
+	__u32 bytes = skb->len, more = overhead(config), mtu;
 	__u32 length = segment_length(skb, inner) + more;
 	struct slot_counters *row;
 	enum drop_reason reason;
 	struct path path = {};
 	__u64 flags;
 
-	reason = find_path(skb, config, envelope.vtep, envelope.flow_hash,
-			   length, &path);
+	reason = find_path(skb, config, &to->vtep, envelope.flow_hash, length,
+			   &path);
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
-	if (to->mtu && to->mtu < path.mtu)
-		path.mtu = to->mtu;
-	if (length > path.mtu)
-		return drop(skb, DIRECTION_TX, DROP_TOO_BIG);
-	reason = translate(skb, inner, SOURCE, guest, source);
+	mtu = least(least(path.mtu, to->mtu), path_mtu(&to->vtep));
+	if (length > mtu)
+		return refuse_too_big(skb, config, slot, inner, mtu - more);
+	reason = clamp_mss(skb, inner, mtu - more);
+	if (!reason)
+		reason = translate_source(skb, config, from, inner);
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
 
@@ -133,6 +146,13 @@ static inline int send_remote(struct __sk_buff *skb,
 					  BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
 	if (bpf_skb_adjust_room(skb, more, BPF_ADJ_ROOM_MAC, flags))
 		return drop(skb, DIRECTION_TX, DROP_NO_ROOM);
+	envelope.vtep = &to->vtep;
+	envelope.source_mac = from->mac;
+	envelope.destination_mac = to->mac;
+	envelope.vni = from->vni;
+	envelope.inner_protocol = inner->family == 6 ? to_be16(ETH_P_IPV6) :
+						       to_be16(ETH_P_IP);
+	envelope.ecn = ecn_of(inner);
 	if (write_front(skb, config, &envelope, inner))
 		return drop_bytes(bytes, DIRECTION_TX, DROP_NO_REWRITE);
 	clear_bookkeeping(skb);
@@ -149,26 +169,25 @@ static inline int forward(struct __sk_buff *skb,
 			  const struct binding *from, const struct ethhdr *eth,
 			  struct inner *inner)
 {
-	struct address guest = guest_address(config, inner->family), source;
+	struct address guest = guest_address(config, inner->family), own;
 	struct binding *to_binding = 0;
 	struct endpoint *to = 0;
 	enum drop_reason reason;
 	struct nexthop *nexthop;
 	struct route *route;
 
-	source = inner->family == 6 ? inner->ip.v6.source :
-				      from_ipv4(inner->ip.v4.saddr);
-	if (!same_address(&source, &guest))
+	own = source_of(inner);
+	if (!same_address(&own, &guest))
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_ADDRESS);
 	if ((eth->h_dest[0] & 1) || !is_unicast(&inner->destination))
 		return drop(skb, DIRECTION_TX, DROP_NOT_UNICAST);
-	source = inner->family == 6 ? from->address6 : from_ipv4(from->address);
-	if (!source.word[3] && !source.word[0])
+	own = vpc_address(from, inner->family);
+	if (!own.word[3] && !own.word[0])
 		return drop(skb, DIRECTION_TX, DROP_NO_ADDRESS);
 
 	reason = find_endpoint(from->vni, &inner->destination, &to, &to_binding);
 	if (!reason)
-		return send_local(skb, config, slot, to, inner, &guest, &source);
+		return send_local(skb, config, slot, from, to, inner);
 	if (reason == DROP_STALE_ENDPOINT)
 		return drop(skb, DIRECTION_TX, reason);
 	route = find_route(from->vni, &inner->destination);
@@ -181,8 +200,7 @@ static inline int forward(struct __sk_buff *skb,
 	nexthop = nexthops.lookup(&route->nexthop);
 	if (!nexthop)
 		return drop(skb, DIRECTION_TX, DROP_NO_NEXTHOP);
-	return send_remote(skb, config, slot, from, nexthop, inner, &guest,
-			   &source);
+	return send_remote(skb, config, slot, from, nexthop, inner);
 }
 
 int sandbox_tx(struct __sk_buff *skb)

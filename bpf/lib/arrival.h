@@ -130,7 +130,8 @@ static inline int checksum_holds(struct __sk_buff *skb,
 		return 1;
 	if (bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0)
 		return 1;
-	return sum_bytes(skb, arrival->udp, length, pseudo) == 0xffff;
+	return sum_bytes(skb, arrival->udp, length, pseudo,
+			 65535) == 0xffff;
 }
 
 /* Whether a frame for us from a known VTEP may be taken in; fills in the rest

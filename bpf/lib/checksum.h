@@ -9,8 +9,6 @@
 #include "kernel.h"
 #include "maps.h"
 
-#define SUM_STEPS (65536 / SCRATCH_SIZE + 1)
-
 static inline __u16 fold(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
@@ -57,10 +55,11 @@ static inline __u64 pseudo_sum(const struct address *a, const struct address *b,
 }
 
 /* Add what the frame holds from `at` on to a sum; an odd last byte counts as if
- * a zero followed. Returns a folded sum, or -1 if the frame is shorter.
+ * a zero followed. Returns a folded sum, or -1 if the frame is shorter. `most` is
+ * for the verifier, which walks the loop to its end.
  */
 static inline long sum_bytes(struct __sk_buff *skb, __u32 at, __u32 length,
-			     __u64 start)
+			     __u64 start, const __u32 most)
 {
 	__u64 i, rest, left = length;
 	__u32 zero = 0;
@@ -69,7 +68,7 @@ static inline long sum_bytes(struct __sk_buff *skb, __u32 at, __u32 length,
 
 	if (!scratch || !length)
 		return -1;
-	for (i = 0; i < SUM_STEPS; i++) {
+	for (i = 0; i <= most / SCRATCH_SIZE; i++) {
 		/* Not to be counted in any other way: the verifier must see
 		 * that this ends.
 		 */

@@ -39,6 +39,12 @@ static inline __u32 header_size(const struct inner *inner)
 	return inner->family == 6 ? sizeof(inner->ip.v6) : sizeof(inner->ip.v4);
 }
 
+static inline struct address source_of(const struct inner *inner)
+{
+	return inner->family == 6 ? inner->ip.v6.source :
+				    from_ipv4(inner->ip.v4.saddr);
+}
+
 static inline enum drop_reason read_ipv4(struct __sk_buff *skb,
 					 struct inner *inner)
 {

@@ -53,10 +53,13 @@ static inline __u32 overhead(const struct node_config *config)
 	return is_ipv4(&config->vtep) ? OVERHEAD4 : OVERHEAD6;
 }
 
+#define FIRST_SOURCE_PORT 0x8000
+
 /* Same flow, same port (RFC 8926 section 3.3): 32768 to 65535. */
 static inline __be16 source_port(__u32 flow_hash)
 {
-	return to_be16((__u16)((flow_hash ^ (flow_hash >> 16)) | 0x8000));
+	return to_be16((__u16)((flow_hash ^ (flow_hash >> 16)) |
+			       FIRST_SOURCE_PORT));
 }
 
 /* RFC 6438: the flow's mark for routers that do not look into UDP. */
@@ -72,9 +75,36 @@ struct path {
 	__u32 mtu;		/* bytes of an outer packet */
 };
 
+/* The flow's port and label are part of the question, so that several paths
+ * share the flows (net.ipv4.fib_multipath_hash_policy=1 and IPv6's).
+ */
+static inline long ask_routes(struct __sk_buff *skb,
+			      const struct node_config *config,
+			      const struct address *vtep, __u32 flow_hash,
+			      __u32 length, struct bpf_fib_lookup *fib)
+{
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->l4_protocol = IPPROTO_UDP;
+	fib->sport = source_port(flow_hash);
+	fib->dport = config->udp_port;
+	fib->tot_len = length;
+	fib->ifindex = config->fib_ifindex;
+	if (is_ipv4(&config->vtep)) {
+		fib->family = FAMILY_IPV4;
+		fib->ipv4_src = config->vtep.word[3];
+		fib->ipv4_dst = vtep->word[3];
+	} else {
+		fib->family = FAMILY_IPV6;
+		fib->flowinfo = flow_label(flow_hash);
+		__builtin_memcpy(fib->ipv6_src, &config->vtep,
+				 sizeof(fib->ipv6_src));
+		__builtin_memcpy(fib->ipv6_dst, vtep, sizeof(fib->ipv6_dst));
+	}
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
+}
+
 /* Ask the kernel's routes, for every packet: nothing here outlives a change of
- * theirs. The flow's port and label are part of the question, so that several
- * paths share the flows (net.ipv4.fib_multipath_hash_policy=1 and IPv6's).
+ * theirs.
  */
 static inline enum drop_reason find_path(struct __sk_buff *skb,
 					 const struct node_config *config,
@@ -82,27 +112,10 @@ static inline enum drop_reason find_path(struct __sk_buff *skb,
 					 __u32 flow_hash, __u32 length,
 					 struct path *path)
 {
-	struct bpf_fib_lookup fib = {
-		.l4_protocol = IPPROTO_UDP,
-		.sport = source_port(flow_hash),
-		.dport = config->udp_port,
-		.tot_len = length,
-		.ifindex = config->fib_ifindex,
-	};
+	struct bpf_fib_lookup fib;
 	long answer;
 
-	if (is_ipv4(&config->vtep)) {
-		fib.family = FAMILY_IPV4;
-		fib.ipv4_src = config->vtep.word[3];
-		fib.ipv4_dst = vtep->word[3];
-	} else {
-		fib.family = FAMILY_IPV6;
-		fib.flowinfo = flow_label(flow_hash);
-		__builtin_memcpy(fib.ipv6_src, &config->vtep,
-				 sizeof(fib.ipv6_src));
-		__builtin_memcpy(fib.ipv6_dst, vtep, sizeof(fib.ipv6_dst));
-	}
-	answer = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	answer = ask_routes(skb, config, vtep, flow_hash, length, &fib);
 	path->mtu = fib.mtu_result;
 	/* It is the caller's to tell the sender, who may have to know more. */
 	if (answer == BPF_FIB_LKUP_RET_FRAG_NEEDED)
@@ -118,6 +131,11 @@ static inline enum drop_reason find_path(struct __sk_buff *skb,
 	else
 		__builtin_memcpy(path->nexthop.ipv6_nh, fib.ipv6_dst,
 				 sizeof(path->nexthop.ipv6_nh));
+	/* The kernel says the MTU last, or to refuse what is longer. */
+	if (answer == BPF_FIB_LKUP_RET_NO_NEIGH) {
+		ask_routes(skb, config, vtep, flow_hash, 0xffff, &fib);
+		path->mtu = fib.mtu_result;
+	}
 	return DROP_NONE;
 }
 

@@ -19,6 +19,7 @@
 #include "kernel.h"
 #include "maps.h"
 #include "outer.h"
+#include "path_mtu.h"
 
 #define MERGED_PATIENCE 1024	/* frames */
 #define MERGED_LARGE 1000	/* bytes: no acknowledgement */
@@ -163,8 +164,10 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	config = node_config.lookup(&zero);
 	if (!config || !is_set(&config->vtep))
 		return PASS_ON;
-	if (!read_outer(skb, l2, config, &arrival, &udp))
+	if (!read_outer(skb, l2, config, &arrival, &udp)) {
+		learn_path_mtu(skb, l2, config);
 		return PASS_ON;
+	}
 	from = vteps.lookup(&arrival.sender);
 	if (!from) {
 		count_event(skb, EVENT_UNKNOWN_VTEP);
