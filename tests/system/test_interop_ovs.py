@@ -60,7 +60,9 @@ VTEPS = {4: ("192.0.2.1", "192.0.2.9"), 6: ("2001:db8::1", "2001:db8::9")}  # ou
 HERE, FAR, ABSENT = "10.0.1.5", "10.0.2.5", "10.0.1.77"  # sandbox, host behind the switch, nobody
 FAR_MAC = "02:00:00:00:02:05"
 DATA = os.urandom(1 << 16) * 64  # 4 MiB
+LONG = 0xABCDEF  # a VNI that uses all its bytes
 ETHERNET = 14
+UDP_SEGMENT = 103
 IP_HEADER = {4: 20, 6: 40}
 
 # Of the inner packets. Where nothing is said it is IPv4: what happens outside is the same.
@@ -132,7 +134,7 @@ def peers(request: pytest.FixtureRequest) -> Iterator[Peers]:
         node = bed.node(here, ours)
         node.knows(theirs)
         mac = MacAddress(bytes.fromhex(FAR_MAC.replace(":", "")))
-        for vni, prefix in product((BLUE, RED), ("10.0.2.0/24", six("10.0.2.0/24"))):
+        for vni, prefix in product((BLUE, RED, LONG), ("10.0.2.0/24", six("10.0.2.0/24"))):
             node.route(vni, prefix, theirs, mac=mac)
         with OpenvSwitch(bed, there, datapath) as switch:
             switch.underlay("uplink0", f"{theirs}/{length}")
@@ -253,6 +255,36 @@ def test_tcp_both_ways(ends: Ends) -> None:
     assert ends.dropped({})
 
 
+@both_inside
+def test_udp_segmentation_crosses(ends: Ends) -> None:
+    """One send of forty datagrams arrives behind the switch as forty, in order, the last short."""
+    family = family_of(ends.far.address)
+    server, client = ends.far.udp(5000, family), ends.here.udp(0, family)
+    client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1200)
+    data = os.urandom(39 * 1200 + 7)
+
+    client.sendto(data, (ends.far.address, 5000))
+
+    parts = [server.recv(65536) for _ in range(40)]
+    assert [len(part) for part in parts] == [1200] * 39 + [7]
+    assert b"".join(parts) == data
+    assert ends.dropped({})
+
+
+@both_inside
+def test_errors_of_either_host_find_the_socket_they_are_about(ends: Ends) -> None:
+    """ICMP quotes the packet it answers; the sandbox's has another address inside and outside."""
+    for source, target in ends.ways():
+        client = source.udp(0, family_of(target.address))
+        client.connect((target.address, 9))
+
+        client.send(b"anybody?")
+
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(10)
+    assert ends.dropped({})
+
+
 # -- what either sees of the other
 
 
@@ -355,6 +387,16 @@ def test_neighbours_asked_for_through_the_tunnel(ends: Ends) -> None:
     assert ends.dropped({"rx no_endpoint": 1})
 
 
+def test_a_vni_of_three_bytes(ends: Ends) -> None:
+    """In the order of the wire, at both ends."""
+    ends.node.destroy_slots([ends.sandbox.slot])
+    sandbox = ends.node.sandbox(LONG, HERE)
+    ends.switch.flows(LONG)
+
+    assert ends.far.ping(sandbox.address) == 3
+    assert sandbox.ping(ends.far.address) == 3
+
+
 def test_another_vni_reaches_nobody(ends: Ends) -> None:
     """The switch may write any; the sandbox is in one of them."""
     ends.switch.flows(RED)
@@ -455,6 +497,17 @@ def test_a_critical_option_among_others_is_found(ends: Ends) -> None:
     assert ends.far.ping(ends.here.address, wait=0.3) == 0
 
     assert ends.dropped({"rx geneve_critical": 3})
+
+
+def test_a_tag_inside_is_refused_and_counted(ends: Ends) -> None:
+    """The switch may put its host into a VLAN of the VPC; a sandbox has none."""
+    ends.switch.flows(BLUE, more="push_vlan:0x8100,set_field:4196->vlan_vid,")
+    heard = ends.here.capture()
+
+    assert ends.far.ping(ends.here.address, wait=0.3) == 0
+
+    assert ends.dropped({"rx not_ip": 3})
+    assert heard.frames() == []
 
 
 def test_a_control_packet_is_refused_and_counted(ends: Ends) -> None:
