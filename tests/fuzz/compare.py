@@ -135,16 +135,19 @@ class Comparison:
             drops[name] = (packets, size)
             self.seen[name] += 1
             return ""
+        if expected.drop:  # and answered
+            drops[expected.drop] = programs.drop_row(expected.drop)
         assert expected.frame is not None
         what = _frames_differ(frame, expected, flows)
         if what:
             return what
         if verdict == PASS_ON:
             self.seen["passed on"] += 1
+            self.seen.update(expected.events)
             if (mark, priority) != (item.mark, item.priority):
                 return "passed on with another mark or priority"
             return ""
-        self.seen[expected.events[0] if expected.events else expected.traffic[0][1]] += 1
+        self.seen.update(expected.events or (expected.traffic[0][1],))
         if expected.traffic and (mark, priority) != (0, 0):
             return "delivered with the mark or priority it came with"
         if expected.learned and programs.path_mtu(expected.learned[0]) != expected.learned[1]:

@@ -55,7 +55,10 @@ _hosts6 = st.integers(1, 40).map(
 )
 # Of integers hypothesis likes the ends best; of these it takes each alike.
 _seldom = st.sampled_from((False,) * 60 + (True,))
+_has = st.sampled_from(("4", "6", "46", "46", "46", "46", "46", "46"))
+_likely = st.sampled_from((True, True, False))
 _often = st.sampled_from((False,) * 7 + (True,))
+_path_mtus = st.sampled_from((0, 0, 0, 0, 1280, 1400))
 _mtus = st.sampled_from((0, 0, 0, 0, 1280, 1350, 1400, 1499, 1501, 9000))
 
 
@@ -85,7 +88,7 @@ def nodes(draw: st.DrawFn, families: str = "46", underlays: str = "46") -> Node:
         dns=tuple(
             draw(st.lists(st.sampled_from((b"\x09\x09\x09\x09", b"\x01\1\1\1")), max_size=2))
         ),
-        slot_mtu=draw(st.sampled_from((1450, 1430, 8950, 0))),
+        slot_mtu=draw(st.sampled_from((1450, 1430, 8950))),
     )
     vnis = draw(st.lists(st.sampled_from(_VNIS), min_size=1, max_size=3, unique=True))
     generations = iter(range(1, 100))
@@ -97,7 +100,7 @@ def nodes(draw: st.DrawFn, families: str = "46", underlays: str = "46") -> Node:
             bindings.append(Binding())
             continue
         vni = draw(st.sampled_from(vnis))
-        has = draw(st.sampled_from(("4", "6", "46", "46", "46")))
+        has = draw(_has)
         address = draw(_hosts4) if "4" in has and "4" in families else ZERO4
         address6 = draw(_hosts6) if "6" in has and "6" in families else ZERO6
         if address == ZERO4 and address6 == ZERO6:
@@ -130,12 +133,14 @@ def nodes(draw: st.DrawFn, families: str = "46", underlays: str = "46") -> Node:
     prefixes = {
         (draw(vni), *draw(_prefixes(families))): draw(route) for _ in range(draw(st.integers(1, 6)))
     }
+    for owner in vnis:
+        for family, size in ((4, 4), (6, 16)):
+            if str(family) in families and draw(_likely):
+                everything = (owner, bytes(size), 0)
+                prefixes.setdefault(everything, Route(REMOTE, draw(st.sampled_from((1, count)))))
     hosts = st.one_of([s for f, s in (("4", _hosts4), ("6", _hosts6)) if f in families])
     exact = {(draw(vni), draw(hosts)): draw(route) for _ in range(draw(st.integers(0, 3)))}
-    vteps = {
-        address: Vtep(draw(_mtus), draw(st.sampled_from((0, 0, 0, 1280, 1400))))
-        for address in draw(
-            st.lists(st.sampled_from(catalogue), min_size=1, max_size=5, unique=True)
-        )
-    }
+    known = draw(st.lists(st.sampled_from(catalogue), min_size=1, max_size=5, unique=True))
+    known += [hop.vtep for hop in nexthops.values() if draw(_likely)]
+    vteps = {address: Vtep(draw(_mtus), draw(_path_mtus)) for address in known}
     return Node(config, tuple(bindings), endpoints, exact, prefixes, nexthops, vteps)

@@ -248,14 +248,14 @@ class Traffic:
 
     def _data(self) -> bytes:
         luck = self._random()
-        if luck < 0.7:
+        if luck < 0.66:
             return self._bytes(self._below(40))
-        if luck < 0.9:
+        if luck < 0.84:
             return self._bytes(self._below(300))
         # Around the sizes at which something begins not to fit.
-        return bytes(
-            max(0, self._pick((1300, 1350, 1400, 1430, 1450, 1500, 2700)) - self._below(90))
-        )
+        headers = self._pick((50, 70)) + self._pick((20, 40, 60)) + self._pick((8, 20, 24, 32))
+        limit = self._pick((1280, 1300, 1350, 1400, 1499, 1500, 1500, 2800))
+        return self._bytes(limit - headers + self._pick((-2, -1, 0, 0, 1, 2, 40)))
 
     def _mode(self) -> int:
         luck = self._random()
@@ -725,18 +725,27 @@ class Traffic:
         sender, receiver = self._outer_addresses()
         router = sender if self._chance(0.3) else self._bytes(len(sender))
         port = config.port if self._chance(0.9) else self._below(65536)
-        inside = geneve(self._vni(), self._bytes(self._below(60)))
+        ours = self._chance(0.9)
+        inside = geneve(
+            self._vni(),
+            self._bytes(self._below(60)),
+            protocol=0x6558 if ours else self._below(65536),
+            version=0 if ours else self._below(4),
+            reserved=0 if ours else self._below(3),
+        )
         datagram = udp(receiver, sender, (0x8000 + self._below(0x8000), port), inside, mode=ZERO)
         mtu = self._pick((0, 68, 552, 575, 576, 1279, 1280, 1400, 1499, 1500, 1501, 9000, 65535))
+        sent = self._pick((1400, 1500, 1500, 1500, 9000, 600, 1280, 100, 65535))
         head = (self._mac if self._chance(0.98) else self._bytes(6)) + self._bytes(6)
         if len(sender) == 4:
-            quote = ipv4(receiver, sender, 17, datagram, fragment=0x4000)
-            quote = quote[: self._pick((28, 28, 36, 548, 20, 27, 24))]
+            fragment = 0x4000 if self._chance(0.95) else self._pick((0, 0x2000, 0x4001))
+            quote = ipv4(receiver, sender, 17, datagram, fragment=fragment, length=sent)
+            quote = quote[: self._pick((28, 28, 36, 548, 20, 27, 24, 32))]
             kind, code = (3, 4) if self._chance(0.85) else (self._below(13), self._below(6))
             message = icmp4(kind, code, mtu, quote, mode=self._mode())
             return head + TYPE4 + ipv4(router, config.vtep or receiver, 1, message)
-        quote = ipv6(receiver, sender, 17, datagram)
-        quote = quote[: self._pick((48, 56, 1232, 40, 47, 44))]
+        quote = ipv6(receiver, sender, 17, datagram, length=sent - 40)
+        quote = quote[: self._pick((48, 56, 1232, 40, 47, 44, 52))]
         kind = 2 if self._chance(0.85) else self._below(6)
         body = mtu.to_bytes(4, "big") + quote
         target = config.vtep or receiver

@@ -163,7 +163,7 @@ class UnderTest:
         for number, hop in state.nexthops.items():
             value = abi.NexthopValue(_address(hop.vtep), hop.mtu, Bytes6(*hop.mac))
             self._put("nexthops", abi.Key32(number), value)
-        self._load_vteps(state.vteps)
+        self._load_vteps(state.vteps, state.config.slot_mtu)
 
     def _put(self, name: str, key: ctypes.Structure, value: ctypes.Structure) -> None:
         self._tables[name].set(key, value)
@@ -195,8 +195,8 @@ class UnderTest:
         )
         self._tables["bindings"].set(abi.Key32(slot), row)
 
-    def _load_vteps(self, vteps: dict[bytes, Vtep]) -> None:
-        until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 60 * _MINUTES
+    def _load_vteps(self, vteps: dict[bytes, Vtep], mtu: int) -> None:
+        until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 60 * _MINUTES
         latest = 0
         for address, vtep in vteps.items():
             value = abi.VtepValue(mtu=vtep.mtu)
@@ -205,18 +205,18 @@ class UnderTest:
                 latest = until
             self._put("vteps", _address(address), value)
         row = self._tables["node_state"].get(abi.Key32(0))
-        row.path_mtu_until = latest
+        row.path_mtu_until, row.slot_mtu = latest, mtu
         self._tables["node_state"].set(abi.Key32(0), row)
 
     def path_mtu(self, vtep: bytes) -> int:
         """What the programs have learned of the way to a VTEP; 0 if nothing that still holds."""
         row = self._tables["vteps"].get(_address(vtep))
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         return row.path_mtu if row is not None and row.path_mtu_until > now else 0
 
     def set_limit(self, slot: int, *, used_up: bool) -> None:
         """Whether the slot may be sent another too-big answer now."""
-        until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + _MINUTES if used_up else 0
+        until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + _MINUTES if used_up else 0
         self._tables["too_big_limits"].set(abi.Key32(slot), abi.Key64(until))
 
     # -- frames
@@ -296,5 +296,5 @@ def _furnish_underlay(ip: IPRoute, uplink: int) -> None:
         dst="2001:db8:6::6/128",
         gateway="2001:db8::fe",
         oif=uplink,
-        metrics={"mtu": 1400},
+        metrics={"mtu": 1400, "lock": 1 << 2},
     )

@@ -6,7 +6,7 @@ The order of the checks is in docs/fuzzing.md.
 
 from __future__ import annotations
 
-from tests.model import arp, geneve, packet, translate
+from tests.model import arp, geneve, mtu, packet, translate
 from tests.model.packet import ARP, IPV4, IPV6, Packet
 from tests.model.state import (
     BLACKHOLE,
@@ -23,6 +23,7 @@ from tests.model.state import (
     Node,
     Outcome,
     Route,
+    Vtep,
     same_prefix,
     underlay_mtu,
 )
@@ -52,11 +53,17 @@ def _sends(node: Node, frame: bytes, context: Context) -> Outcome:
         answer = arp.answer_sandbox(config, frame)
         return Outcome(REDIRECT, answer, events=("arp_answered",))
     binding = node.bindings[context.slot]
+    try:
+        if ethertype not in (IPV4, IPV6):
+            raise Drop("not_ip")
+        inner = packet.read(frame[14:], 4 if ethertype == IPV4 else 6)
+    except Drop:
+        # Who is unbound is told nothing more.
+        if not binding.generation:
+            raise Drop("unbound") from None
+        raise
     if not binding.generation:
         raise Drop("unbound")
-    if ethertype not in (IPV4, IPV6):
-        raise Drop("not_ip")
-    inner = packet.read(frame[14:], 4 if ethertype == IPV4 else 6)
     if inner.source != (config.guest if inner.family == 4 else config.guest6):
         raise Drop("spoofed_address")
     if frame[0] & 1 or not packet.is_unicast(inner.destination):
@@ -124,17 +131,19 @@ def _send_remote(
     mine: bytes,
     route: Route,
 ) -> Outcome:
-    config = node.config
+    config, whole = node.config, inner.data
     hop = node.nexthops.get(route.nexthop)
     if hop is None:
         raise Drop("no_nexthop")
-    mtu = underlay_mtu(hop.vtep)
-    if mtu is None:
+    carried = underlay_mtu(hop.vtep)
+    if carried is None:
         raise Drop("no_underlay_route")
-    if hop.mtu:
-        mtu = min(mtu, hop.mtu)
-    if len(inner.data) + geneve.overhead(hop.vtep) > mtu:
-        raise Drop("too_big")
+    known = node.vteps.get(hop.vtep, Vtep()).path_mtu
+    room = min(carried, hop.mtu or carried, known or carried) - geneve.overhead(hop.vtep)
+    if len(inner.data) > room:
+        return _too_big(config, frame, context, inner, room)
+    inner.data = mtu.clamp(inner, room) or inner.data
+    clamped = inner.data is not whole
     data = translate.translate(inner, translate.SOURCE, mine)
     out = geneve.encapsulate(
         config,
@@ -149,8 +158,23 @@ def _send_remote(
         REDIRECT,
         out,
         traffic=((context.slot or 0, "tx_remote", inner.length),),
+        events=("mss_clamped",) if clamped else (),
         free=geneve.free_fields(hop.vtep),
         flow=flow_of(inner),
+    )
+
+
+def _too_big(config: Config, frame: bytes, context: Context, inner: Packet, room: int) -> Outcome:
+    """Refused, and the sender told how much fits if he may hear it."""
+    told = mtu.may_be_told(inner, room)
+    if not told or not context.may_answer:
+        return Outcome(SHOT, drop="tx too_big", asked_limit=told)
+    return Outcome(
+        REDIRECT,
+        mtu.too_big(config, inner, room),
+        drop="tx too_big",
+        events=("too_big_sent",),
+        asked_limit=True,
     )
 
 

@@ -116,7 +116,7 @@ UNDERLAY: tuple[tuple[bytes, int, int | None], ...] = (
     (bytes.fromhex("20010db8000000000000000000000001"), 128, None),  # ourselves
     (bytes.fromhex("20010db8000000000000000000000000"), 64, 1500),
     (bytes.fromhex("20010db8005100000000000000000051"), 128, None),  # blackhole
-    (bytes.fromhex("20010db8000600000000000000000006"), 128, 1400),  # a route with an MTU
+    (bytes.fromhex("20010db8000600000000000000000006"), 128, 1400),  # a route with a locked MTU
 )
 
 

@@ -30,7 +30,7 @@ def pseudo(source: bytes, destination: bytes, protocol: int, length: int) -> byt
 def updated(field: int, before: bytes, after: bytes) -> int:
     """RFC 1624 equation 3: the field after words that it covers have changed.
 
-    A sum that was wrong stays wrong by as much.
+    They are whole words. A sum that was wrong stays wrong by as much.
     """
     # The sum of inverted words is the inverted sum, folded alike.
     inverted = ones(bytes(byte ^ 0xFF for byte in before))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.model import arp, geneve, packet
+from tests.model import arp, geneve, mtu, packet
 from tests.model.packet import ARP, IPV4, IPV6, TEB
 from tests.model.sandbox import find_endpoint, to_guest
 from tests.model.state import (
@@ -42,6 +42,15 @@ def _untouched(frame: bytes, *events: str) -> Outcome:
     return Outcome(PASS_ON, frame, events=events)
 
 
+def _overheard(node: Node, frame: bytes, context: Context) -> Outcome:
+    """Somebody else's, too, but a router may speak of what we sent."""
+    outcome = _untouched(frame)
+    learned = mtu.learn(node, frame) if context.to_us and node.config.vtep else None
+    if learned is not None:
+        outcome.events, outcome.learned = ("path_mtu_learned",), learned
+    return outcome
+
+
 @dataclass(slots=True)
 class _Arrival:
     """A UDP datagram to our VTEP and port. Offsets count from the outer IP header."""
@@ -61,10 +70,9 @@ def _ours(node: Node, frame: bytes, context: Context) -> Outcome | _Arrival:
         arrival = _outer4(config, data)
     elif context.to_us and len(config.vtep) == 16 and word(frame, 12) == IPV6:
         arrival = _outer6(config, data)
-    if arrival is None or arrival.udp + geneve.UDP_HEADER > len(data):
-        return _untouched(frame)
-    if word(data, arrival.udp + 2) != config.port:
-        return _untouched(frame)
+    whole = arrival is not None and arrival.udp + geneve.UDP_HEADER <= len(data)
+    if arrival is None or not whole or word(data, arrival.udp + 2) != config.port:
+        return _overheard(node, frame, context)
     if arrival.sender not in node.vteps:
         return _untouched(frame, "unknown_vtep")
     return arrival
@@ -166,10 +174,10 @@ def _answer_arp(node: Node, sender: bytes, vni: int, data: bytes, end: int) -> O
     to = find_endpoint(node, vni, question[24:28])
     if to is None:
         raise Drop("no_endpoint")
-    mtu = underlay_mtu(sender)
-    if mtu is None:
+    carried = underlay_mtu(sender)
+    if carried is None:
         raise Drop("no_underlay_route")
-    if len(data) + geneve.overhead(sender) > mtu:
+    if len(data) + geneve.overhead(sender) > carried:
         raise Drop("too_big")
     mac = node.bindings[to.slot].mac
     out = geneve.encapsulate(
