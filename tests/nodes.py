@@ -323,6 +323,7 @@ class Bed:
         self.nodes: list[Node] = []
         self._namespaces: list[str] = []
         self._open: list[Any] = []  # what the running test opened
+        self._kept: list[Any] = []  # what the nodes need
 
     def __enter__(self) -> Bed:
         return self
@@ -392,6 +393,10 @@ class Bed:
         """Close it when the test ends."""
         self._open.append(thing)
 
+    def keep_longer(self, thing: Any) -> None:
+        """Close it when everything else is gone."""
+        self._kept.append(thing)
+
     def capture(self, netns: Path, interface: str) -> Capture:
         """Everything that passes an interface from now on."""
         made = Capture(netns, interface)
@@ -409,6 +414,8 @@ class Bed:
         """Remove everything, as much of it as there is."""
         with contextlib.ExitStack() as stack:
             stack.callback(_forget_run_root)
+            for thing in self._kept:
+                stack.callback(thing.close)
             for name in self._namespaces:
                 if (NETNS / name).exists():
                     stack.callback(run, "ip", "netns", "delete", name)
@@ -416,7 +423,7 @@ class Bed:
                 stack.callback(node.close)
             while self._open:
                 stack.callback(self._open.pop().close)
-        self.nodes, self._namespaces = [], []
+        self.nodes, self._namespaces, self._kept = [], [], []
 
 
 def _forget_run_root() -> None:
