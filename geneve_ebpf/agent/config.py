@@ -277,16 +277,22 @@ def _listen(value: object, name: str) -> str:
         return ""
     if isinstance(value, str):
         host, _, port = value.rpartition(":")
-        if port.isdecimal() and 1 <= int(port) <= 65535 and re.fullmatch(r"[0-9.]+", host):
-            parse_listen_host(host, name)
-            return value
+        if port.isdecimal() and 1 <= int(port) <= 65535:
+            if re.fullmatch(r"[0-9.]+", host):
+                parse_listen_host(host, name)
+                return value
+            if re.fullmatch(r"\[[^]]+\]", host):  # as RFC 3986 writes it
+                parse_listen_host(host[1:-1], name)
+                return value
     raise bad_config(
-        f"{name} is {value!r}", field=name, hint='such as "127.0.0.1:16081"; "" is off'
+        f"{name} is {value!r}",
+        field=name,
+        hint='such as "127.0.0.1:16081" or "[::1]:16081"; "" is off',
     )
 
 
 def parse_listen_host(host: str, name: str) -> None:
-    """Raise BAD_CONFIG unless `host` is an IPv4 address; any and loopback are fine here."""
-    if host == "0.0.0.0" or host.startswith("127."):
+    """Raise BAD_CONFIG unless `host` is an address; any and loopback are fine here."""
+    if host in ("0.0.0.0", "::", "::1") or host.startswith("127."):
         return
-    parse_ipv4(host, name)
+    parse_address(host, name)

@@ -211,14 +211,15 @@ def _node_namespace(settings: NodeSettings | None) -> Iterator[Check | None]:
 
 
 def _routing(settings: NodeSettings | None) -> Iterator[Check]:
-    policy = _number("/proc/sys/net/ipv4/fib_multipath_hash_policy")
+    family = "ipv6" if settings is not None and settings.vtep.version == 6 else "ipv4"
+    policy = _number(f"/proc/sys/net/{family}/fib_multipath_hash_policy")
     several = settings is not None and len(settings.uplinks) > 1
     if policy == 0 and several:
         yield Check(
             "multipath hash",
             Verdict.WARN,
             "by addresses only: all flows to one node take one uplink",
-            "sysctl -w net.ipv4.fib_multipath_hash_policy=1",
+            f"sysctl -w net.{family}.fib_multipath_hash_policy=1",
         )
     else:
         yield Check(

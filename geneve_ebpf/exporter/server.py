@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -23,6 +24,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     """One thread a request, so that a scraper which reads slowly holds up nobody."""
 
     daemon_threads = True
+
+
+class _Server6(_Server):
+    """The same at an IPv6 address; at `::` it serves both families."""
+
+    address_family = socket.AF_INET6
 
 
 class _Handler(WSGIRequestHandler):
@@ -55,7 +62,8 @@ def serve(settings: NodeSettings, *, per_sandbox: bool) -> None:
     # socket are files and do not care.
     with namespaces.entering(settings.netns):
         try:
-            server = make_server(host, int(port), application, _Server, _Handler)
+            kind = _Server6 if ":" in host else _Server
+            server = make_server(host.strip("[]"), int(port), application, kind, _Handler)
         except OSError as error:
             raise GeneveError(
                 Code.NODE_SETUP,

@@ -31,7 +31,8 @@ def lab() -> Iterator[Lab]:
     with new_lab("m") as lab:
         lab.make_nodes(2, slots=4)
         second = lab.nodes[1]
-        second.config.write_text(second.config.read_text() + "per_sandbox = true\n")
+        text = second.config.read_text().replace("127.0.0.1:16081", "[::]:16081")
+        second.config.write_text(text + "per_sandbox = true\n")
         for node in lab.nodes:
             lab.start_agent(node)
         for node in lab.nodes:
@@ -45,10 +46,10 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def get(node: Node, path: str = "/metrics") -> tuple[int, str]:
+def get(node: Node, path: str = "/metrics", host: str = "127.0.0.1") -> tuple[int, str]:
     """One GET from inside the node's namespace."""
     with namespaces.entering(node.netns):
-        connection = socket.create_connection(("127.0.0.1", 16081), timeout=10)
+        connection = socket.create_connection((host, 16081), timeout=10)
     client = http.client.HTTPConnection("127.0.0.1")
     client.sock = connection
     try:
@@ -87,6 +88,15 @@ def value(samples, name, **labels):
 def exposed(node: Node) -> set[str]:
     """The names on the TYPE lines."""
     return {line.split()[2] for line in get(node)[1].splitlines() if line.startswith("# TYPE")}
+
+
+def test_metrics_are_served_at_an_ipv6_address(lab):
+    """`[::]` is every address of the node, of either family; 127.0.0.1 is no IPv6."""
+    first, second = lab.nodes
+
+    assert get(second, host="::1")[0] == get(second)[0] == 200
+    with pytest.raises(ConnectionRefusedError):
+        get(first, host="::1")
 
 
 def test_exactly_the_documented_metrics_are_exposed(lab):

@@ -131,6 +131,8 @@ def test_slots_of_the_command_line_win(file):
         (SMALLEST + '[guest]\ndns = ["9.9.9.9", "9.9.9.10", "9.9.9.11"]', "guest.dns"),
         (SMALLEST + '[metrics]\nlisten = "16081"', "metrics.listen"),
         (SMALLEST + '[metrics]\nlisten = "127.0.0.1:0"', "metrics.listen"),
+        (SMALLEST + '[metrics]\nlisten = "::1:16081"', "metrics.listen"),
+        (SMALLEST + '[metrics]\nlisten = "[fe80::1%eth1]:16081"', "metrics.listen"),
         (SMALLEST + "[metrics]\nper_sandbox = 1", "metrics.per_sandbox"),
         (SMALLEST + "[placement]\nagent_cpu = -1", "placement.agent_cpu"),
         (SMALLEST + f'run_root = "/run/{"x" * 90}"', "node.run_root"),
@@ -179,6 +181,7 @@ def test_the_command_line_overrides_where_metrics_are(tmp_path):
     file.write_text('[node]\nvtep = "192.0.2.1"\nuplinks = ["eth1"]\n')
 
     assert load(file, metrics_listen="127.0.0.1:9999").node.metrics_listen == "127.0.0.1:9999"
+    assert load(file, metrics_listen="[::1]:9999").node.metrics_listen == "[::1]:9999"
     assert load(file, metrics_listen="").node.metrics_listen == ""
     with pytest.raises(GeneveError) as refusal:
         load(file, metrics_listen="nowhere")
