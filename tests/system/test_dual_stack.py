@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sandboxes with IPv4, IPv6 and both, put into VPCs through the agents of two nodes."""
+"""Sandboxes with IPv4, IPv6 and both, put into VPCs through the agents of two nodes that are
+joined by IPv4 or by IPv6 alone."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from typing import Any
 import pytest
 
 from lab.network import Lab, Node, inside
-from tests.nodes import PREFIX, ping
+from tests.nodes import PREFIX, ping, socket_in
 
 BLOCKS = {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"}
 BLOCKS6 = {"node1": "fd00:10:0:1::/64", "node2": "fd00:10:0:2::/64"}
@@ -22,10 +26,10 @@ V4, V6 = ("10.0.0.0/16", BLOCKS), ("fd00:10::/48", BLOCKS6)
 VPCS = {"blue": (42, V4, V6), "red": (43, V4, V6), "six": (44, V6)}
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+@pytest.fixture(scope="module", params=[4, 6], ids=["over-ipv4", "over-ipv6"])
+def lab(request) -> Iterator[Lab]:
     with Lab(Path(f"/run/{PREFIX}-dual"), f"{PREFIX}-dual") as made:
-        made.up(2, 6, metrics=False)
+        made.up(2, 6, metrics=False, outside=request.param)
         for vpc, (vni, *spans) in VPCS.items():
             made.connect(vpc, vni, *spans)
         yield made
@@ -68,7 +72,7 @@ def test_both_families_reach_both_nodes(nodes):
 
 
 def test_a_vpc_of_ipv6_alone_has_sandboxes_of_ipv6_alone(nodes):
-    """Over an IPv4 underlay, between nodes and on one."""
+    """Between nodes and on one."""
     one, two = (attach(node, f"six-{node.name}", "six") for node in nodes)
     beside = attach(nodes[1], "beside", "six")
 
@@ -130,6 +134,42 @@ def test_an_agent_that_was_killed_adopts_both(lab, nodes):
     assert reaches(two, one["address6"])
 
 
+def test_a_tcp_stream_crosses_in_each_family(nodes):
+    """Every byte, in frames that are merged and segmented on the way."""
+    one, two = (attach(node, f"t-{node.name}") for node in nodes)
+    data = random.Random(9).randbytes(4 << 20)
+
+    for address in (two["address"], two["address6"]):
+        assert sent_over_tcp(one, two, address, data) == data
+
+
+def sent_over_tcp(one: dict[str, Any], two: dict[str, Any], address: str, data: bytes) -> bytes:
+    """What arrives of `data`, sent from one sandbox to an address of the other."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with (
+        socket_in(two["slot"]["netns"], family, socket.SOCK_STREAM) as listener,
+        socket_in(one["slot"]["netns"], family, socket.SOCK_STREAM) as client,
+    ):
+        listener.bind(("", 0))
+        listener.listen()
+        for end in (listener, client):
+            end.settimeout(10)
+        client.connect((address, listener.getsockname()[1]))
+        accepted, _ = listener.accept()
+        accepted.settimeout(10)
+
+        def send() -> None:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        with accepted:
+            parts = list(iter(lambda: accepted.recv(1 << 17), b""))
+        sender.join(10)
+    return b"".join(parts)
+
+
 def test_the_command_shows_both(nodes):
     """The table, the answer, and where an address leads."""
 
@@ -148,7 +188,7 @@ def test_the_command_shows_both(nodes):
         "is sandbox web on this node\n"
     )
     far = command("route", "get", "fd00:10:0:2::77", "--vpc", "blue")
-    assert "in fd00:10:0:2::/64 remote via 192.0.2.2" in far
+    assert f"in fd00:10:0:2::/64 remote via {nodes[1].vtep}" in far
     shown = json.loads(command("-j", "vpc", "show", "blue"))
     assert shown["prefixes"] == ["10.0.0.0/16", "fd00:10::/48"]
     (sandbox,) = json.loads(command("-j", "list"))["sandboxes"]
