@@ -521,6 +521,25 @@ def test_a_control_packet_is_refused_and_counted(ends: Ends) -> None:
     assert heard.frames() == []
 
 
+@pytest.mark.parametrize(
+    ("oam", "reason"), [(False, "rx no_endpoint"), (True, "rx geneve_control")], ids=["plain", "o"]
+)
+def test_its_question_whether_the_tunnel_is_alive(ends: Ends, oam: bool, reason: str) -> None:
+    """BFD, in VNI 0: nobody's, so it is counted and not answered; traffic goes on meanwhile."""
+    heard = ends.here.capture()
+
+    bfd = ("bfd:enable=true", "bfd:min_tx=100", f"bfd:oam={str(oam).lower()}")
+    ends.switch.vsctl("set", "interface", TUNNEL, *bfd)
+    asked = eventually(lambda: ends.node.drops() != ends.before)
+    assert ends.far.ping(ends.here.address) == 3
+    ends.switch.vsctl("clear", "interface", TUNNEL, "bfd")
+
+    assert asked
+    now = ends.node.drops()
+    assert {name for name in now if now[name] != ends.before.get(name)} == {reason}
+    assert all(is_echo(parse_ethernet(one.data).payload) for one in heard.frames())
+
+
 @both_inside
 def test_outer_checksums_of_the_switch(ends: Ends) -> None:
     """With them everything gets through; they are there, and right."""
