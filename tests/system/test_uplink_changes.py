@@ -16,8 +16,6 @@ from lab.network import Lab, Node, inside, run
 from tests.nodes import PREFIX, RUN_ROOT, Bed, Host, Stream, eventually, ping, send_tcp, six
 from tests.patience import PATIENCE
 
-pytestmark = pytest.mark.kernel
-
 SLOTS = 3
 OVERHEAD = {4: 50, 6: 70}
 DATA = os.urandom(1 << 16) * 16
