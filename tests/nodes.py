@@ -77,6 +77,11 @@ def six(address: str) -> str:
     return f"{beside}/{96 + int(length)}" if length else str(beside)
 
 
+def link(family: int, number: int, host: int) -> str:
+    """A host's address on wire `number` of a bed with several."""
+    return f"192.0.{2 + number}.{host}" if family == 4 else f"2001:db8:{2 + number}::{host}"
+
+
 def ping(netns: Path, address: object, *options: object, count: int = 3, wait: float = 1) -> int:
     """How many of `count` echo requests were answered, the last one within `wait` seconds."""
     often = ("-c", count, "-i", "0.02", "-W", wait * PATIENCE)
@@ -362,8 +367,9 @@ class Bed:
 
     def route_over_both(self, netns: Path, target: str, other: int) -> None:
         """Two equal ways, by uplink0 and uplink1, to an address behind host `other`."""
+        family = 6 if ":" in target else 4
         ways = (
-            ("nexthop", "via", f"192.0.{2 + number}.{other}", "dev", f"uplink{number}")
+            ("nexthop", "via", link(family, number, other), "dev", f"uplink{number}")
             for number in (0, 1)
         )
         run(

@@ -10,33 +10,48 @@ import pytest
 
 from geneve_ebpf.dataplane import tear_down
 from geneve_ebpf.host import namespaces
-from tests.nodes import BLUE, Bed, Node, Sandbox, Stream, eventually, introduce, ping
+from tests.nodes import BLUE, Bed, Node, Sandbox, Stream, eventually, introduce, link, ping
 from tests.watcher import tcx_programs
 from tests.wire import Capture, parse_udp
-
-pytestmark = pytest.mark.kernel
 
 FLOWS = 48
 
 
-@pytest.fixture(scope="module")
-def bed() -> Iterator[Bed]:
-    with Bed("mp") as made:
-        settings = {
-            "ipv4/fib_multipath_hash_policy": 1,
-            "ipv4/conf/all/ignore_routes_with_linkdown": 1,
-        }
-        places = [made.namespace(name, settings) for name in "ab"]
+VTEPS = {4: ("198.51.100.", 32), 6: ("2001:db8:100::", 128)}
+SETTINGS = {
+    4: {
+        "ipv4/fib_multipath_hash_policy": 1,
+        "ipv4/conf/all/ignore_routes_with_linkdown": 1,
+    },
+    6: {
+        "ipv6/fib_multipath_hash_policy": 1,
+        "ipv6/conf/all/ignore_routes_with_linkdown": 1,
+        "ipv6/conf/all/keep_addr_on_down": 1,
+    },
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(4, marks=pytest.mark.kernel), 6],
+    ids=["over-ipv4", "over-ipv6"],
+)
+def bed(request: pytest.FixtureRequest) -> Iterator[Bed]:
+    family = request.param
+    vtep, alone = VTEPS[family]
+    with Bed(f"mp{family}") as made:
+        places = [made.namespace(name, SETTINGS[family]) for name in "ab"]
         for number in (0, 1):
             made.wire(places[0], f"uplink{number}", places[1], f"uplink{number}")
         for own, netns in enumerate(places, 1):
             other = 3 - own
-            made.address(netns, f"198.51.100.{own}/32", "lo")
+            made.address(netns, f"{vtep}{own}/{alone}", "lo")
             for number in (0, 1):
-                made.address(netns, f"192.0.{2 + number}.{own}/24", f"uplink{number}")
-            made.route_over_both(netns, f"198.51.100.{other}", other)
+                length = 24 if family == 4 else 64
+                made.address(netns, f"{link(family, number, own)}/{length}", f"uplink{number}")
+            made.route_over_both(netns, f"{vtep}{other}", other)
         nodes = [
-            made.node(netns, f"198.51.100.{own}", "uplink0", "uplink1")
+            made.node(netns, f"{vtep}{own}", "uplink0", "uplink1")
             for own, netns in enumerate(places, 1)
         ]
         introduce(*nodes)
@@ -61,11 +76,17 @@ def talk(one: Sandbox, two: Sandbox, port: int) -> None:
         assert client.recv(100) == b"hello yourself"
 
 
+def ways(node: Node, other: Node) -> str:
+    """A node's routes to another's VTEP, as `ip` shows them."""
+    return node.run("ip", f"-{node.settings.vtep.version}", "route", "show", other.vtep)
+
+
 def flows(capture: Capture) -> dict[int, set[int]]:
     """Of the captured Geneve packets towards the second node: inner source port to outer ones."""
     found: dict[int, set[int]] = {}
     for tunnel in capture.tunnels():
-        if str(tunnel.ip.destination) == "198.51.100.2" and tunnel.packet.protocol == 17:
+        to = str(tunnel.ip.destination)
+        if to in ("198.51.100.2", "2001:db8:100::2") and tunnel.packet.protocol == 17:
             flow = parse_udp(tunnel.packet.payload).source
             found.setdefault(flow, set()).add(tunnel.udp.source)
     return found
@@ -100,7 +121,7 @@ def test_a_lost_link_moves_its_flows_and_its_return_brings_them_back(
     wires = [b.capture(f"uplink{number}") for number in (0, 1)]
     a.run("ip", "link", "set", "uplink0", "down")
     try:
-        assert eventually(lambda: "linkdown" in b.run("ip", "route", "show", "198.51.100.1"))
+        assert eventually(lambda: "linkdown" in ways(b, a))
 
         talk(one, two, 5001)
 
@@ -108,10 +129,10 @@ def test_a_lost_link_moves_its_flows_and_its_return_brings_them_back(
         assert len(flows(wires[1])) == FLOWS
     finally:
         a.run("ip", "link", "set", "uplink0", "up")
-        a.bed.route_over_both(a.netns, "198.51.100.2", 2)
+        a.bed.route_over_both(a.netns, b.vtep, 2)
 
-    assert eventually(lambda: "linkdown" not in b.run("ip", "route", "show", "198.51.100.1"))
-    assert ping(a.netns, "192.0.2.2") == 3
+    assert eventually(lambda: "linkdown" not in ways(b, a))
+    assert ping(a.netns, link(a.settings.vtep.version, 0, 2)) == 3
     talk(one, two, 5002)
     assert wires[0].tunnels() != []
 
@@ -120,15 +141,15 @@ def test_a_node_without_a_route_counts_and_recovers(
     bed: Bed, ends: tuple[Sandbox, Sandbox]
 ) -> None:
     """No way to the VTEP: dropped as such, not sent by some other way."""
-    a, _ = bed.nodes
+    a, b = bed.nodes
     one, two = ends
-    a.run("ip", "route", "delete", "198.51.100.2")
+    a.run("ip", "route", "delete", b.vtep)
     try:
         before = a.drops()
         assert not one.reaches(two.address)
         assert a.gained(before, expected := {"tx no_underlay_route": 3}) == expected
     finally:
-        a.bed.route_over_both(a.netns, "198.51.100.2", 2)
+        a.bed.route_over_both(a.netns, b.vtep, 2)
 
     assert one.ping(two.address) == 3
 
@@ -137,15 +158,15 @@ def test_a_route_change_under_traffic_loses_nothing(
     bed: Bed, ends: tuple[Sandbox, Sandbox]
 ) -> None:
     """A replaced route is one swap for the kernel, and so for us."""
-    a, _ = bed.nodes
+    a, b = bed.nodes
     one, two = ends
     with Stream(one.netns, two.netns, two.address) as stream:
         for number in (0, 1) * 10:
             a.run(
-                "ip", "route", "replace", "198.51.100.2", "via", f"192.0.{2 + number}.2",
-                "dev", f"uplink{number}", "src", "198.51.100.1",
+                "ip", "route", "replace", b.vtep, "via", link(b.settings.vtep.version, number, 2),
+                "dev", f"uplink{number}", "src", a.vtep,
             )  # fmt: skip
-        a.bed.route_over_both(a.netns, "198.51.100.2", 2)
+        a.bed.route_over_both(a.netns, b.vtep, 2)
         assert stream.lost() == set()
 
 
@@ -164,7 +185,8 @@ def test_tear_down_leaves_the_uplinks_alone(bed: Bed) -> None:
     a, b = bed.nodes
     tear_down(a.settings)
     try:
-        assert ping(a.netns, "192.0.2.2") == ping(a.netns, "192.0.3.2") == 3
+        family = a.settings.vtep.version
+        assert [ping(a.netns, link(family, number, 2)) for number in (0, 1)] == [3, 3]
         assert hooked(a) == []
     finally:
         a.bring_up()
