@@ -235,9 +235,7 @@ int sandbox_tx(struct __sk_buff *skb)
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_MAC);
 	if (eth.h_proto == to_be16(ETH_P_ARP))
 		return answer_arp(skb, config, &eth);
-	family = eth.h_proto == to_be16(ETH_P_IP)   ? 4 :
-		 eth.h_proto == to_be16(ETH_P_IPV6) ? 6 :
-						      0;
+	family = family_of(eth.h_proto);
 	reason = DROP_NOT_IP;
 	if (family)
 		reason = read_inner(skb, ETH_HLEN, skb->len, family, &inner);

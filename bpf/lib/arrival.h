@@ -74,7 +74,7 @@ static inline int read_outer6(struct __sk_buff *skb, const __u32 l2,
 	arrival->end = l2 + sizeof(ip) + from_be16(ip.payload);
 	arrival->ecn = (from_be32(ip.start) >> 20) & ECN_MASK;
 	arrival->family = 6;
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (i = 0; i < 3; i++) {
 		if (ip.next != IPPROTO_HOPOPTS && ip.next != IPPROTO_ROUTING &&
 		    ip.next != IPPROTO_DSTOPTS && ip.next != IPPROTO_FRAGMENT)

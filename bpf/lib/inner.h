@@ -28,11 +28,22 @@ struct inner {
 	__u32 l3;		/* offset of the IP header in the frame */
 	__u32 l4;		/* offset behind it and IPv6's extensions */
 	__u32 length;		/* bytes of the packet */
-	__u8 family;		/* 4 or 6 */
-	__u8 protocol;		/* at l4 */
-	__u8 first;		/* not a later fragment: the L4 header is here */
-	__u8 pad;
+	__u32 pad;
+	/* Eight bytes each: of smaller ones in its stack the verifier forgets
+	 * what it knows, and follows branches that cannot be.
+	 */
+	__u64 family;		/* 4 or 6 */
+	__u64 protocol;		/* at l4 */
+	__u64 first;		/* not a later fragment: the L4 header is here */
 };
+
+/* 4, 6, or 0 for what is no IP. */
+static inline __u8 family_of(__be16 ethertype)
+{
+	return ethertype == to_be16(ETH_P_IP)	? 4 :
+	       ethertype == to_be16(ETH_P_IPV6) ? 6 :
+						  0;
+}
 
 static inline __u32 header_size(const struct inner *inner)
 {
@@ -76,7 +87,7 @@ static inline enum drop_reason skip_extensions(struct __sk_buff *skb,
 	__u8 start[4];		/* next header, length, and what follows */
 	int i;
 
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (i = 0; i <= EXTENSIONS_MAX; i++) {
 		if (inner->protocol != IPPROTO_HOPOPTS &&
 		    inner->protocol != IPPROTO_ROUTING &&

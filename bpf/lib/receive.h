@@ -155,6 +155,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	struct udp udp;
 	__u32 zero = 0, slot, ifindex, bytes;
 	__be16 protocol;
+	__u8 family;
 
 	/* A tag is kept beside the packet: this one belongs to a VLAN
 	 * interface, not to this one.
@@ -191,11 +192,9 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	} else {
 		reason = DROP_GENEVE_PROTOCOL;
 	}
-	if (protocol == to_be16(ETH_P_IP))
-		reason = read_inner(skb, arrival.payload, arrival.end, 4,
-				    &inner);
-	else if (protocol == to_be16(ETH_P_IPV6))
-		reason = read_inner(skb, arrival.payload, arrival.end, 6,
+	family = family_of(protocol);
+	if (family)
+		reason = read_inner(skb, arrival.payload, arrival.end, family,
 				    &inner);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
