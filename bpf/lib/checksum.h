@@ -39,19 +39,15 @@ static inline __u16 header_sum(const struct iphdr *ip)
 	return fold(sum);
 }
 
-/* Of TCP, UDP and ICMPv6, not folded. IPv4's mapped prefix adds nothing that
- * the caller does not take off again: use the last words alone.
+/* Of TCP, UDP and ICMPv6, not folded. Of an IPv4 address as we keep it the mapped
+ * prefix is added too, which is 0 in this arithmetic: all ones.
  */
 static inline __u64 pseudo_sum(const struct address *a, const struct address *b,
 			       __u32 length, __u8 protocol)
 {
-	__u64 sum = (__u64)a->word[3] + b->word[3] + to_be32(length) +
-		    to_be32(protocol);
-
-	if (is_ipv4(a))
-		return sum;
-	return sum + a->word[0] + a->word[1] + a->word[2] +
-	       b->word[0] + b->word[1] + b->word[2];
+	return (__u64)a->word[0] + a->word[1] + a->word[2] + a->word[3] +
+	       b->word[0] + b->word[1] + b->word[2] + b->word[3] +
+	       to_be32(length) + to_be32(protocol);
 }
 
 /* Add what the frame holds from `at` on to a sum; an odd last byte counts as if

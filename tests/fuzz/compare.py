@@ -65,11 +65,11 @@ class Comparison:
             for item in items:
                 expected = expect(now, item)
                 what = self._one(item, expected, drops, before, flows)
+                self.frames += 1
                 if what:
                     return Mismatch(now, item, what)
                 now = learn(now, expected)
                 _count(wanted, item, expected)
-            self.frames += len(items)
             after = programs.counted()
         if _grown(before, after) == wanted:
             return None
@@ -83,9 +83,9 @@ class Comparison:
             before = programs.counted()
             expected = expect(node, item)
             what = self._one(item, expected, {}, before, {})
-            if what:
-                return what
             grown = _grown(before, programs.counted())
+            if what:
+                return f"{what}: counted {_words(grown)}"
         wanted: Counter[tuple[str, int]] = Counter()
         _count(wanted, item, expected)
         if grown == wanted:

@@ -29,7 +29,84 @@ class Bug:
     new: str
 
 
-BUGS: tuple[Bug, ...] = ()
+BUGS = (
+    Bug(
+        "a later fragment is told by half of its offset",
+        "bpf/lib/inner.h",
+        "if (start[2] || start[3] & 0xf8) {",
+        "if (start[3] & 0xf8) {",
+    ),
+    Bug(
+        "a UDP checksum of zero is brought up to date",
+        "bpf/lib/translate.h",
+        "flags |= BPF_F_MARK_MANGLED_0;",
+        "flags |= 0;",
+    ),
+    Bug(
+        "ECT(1) and ECT(0) are mixed up in decapsulation",
+        "bpf/lib/ecn.h",
+        "!(outer == ECT_1 && ecn == ECT_0)",
+        "!(outer == ECT_0 && ecn == ECT_1)",
+    ),
+    Bug(
+        "the longest Geneve options are read as short ones",
+        "bpf/lib/geneve.h",
+        "#define OPTION_LENGTH_MASK 0x1f",
+        "#define OPTION_LENGTH_MASK 0x0f",
+    ),
+    Bug(
+        "a UDP length beyond the outer packet is believed",
+        "bpf/lib/arrival.h",
+        "if (arrival->end > skb->len || end > arrival->end ||",
+        "if (arrival->end > skb->len || end > skb->len ||",
+    ),
+    Bug(
+        "the highest bit of a VNI is lost",
+        "bpf/lib/arrival.h",
+        "arrival->vni = from_be32(geneve.vni) >> 8;",
+        "arrival->vni = (from_be32(geneve.vni) >> 8) & 0x7fffff;",
+    ),
+    Bug(
+        "an MSS at an odd offset spoils the checksum",
+        "bpf/lib/mss.h",
+        "if ((value - inner->l4) & 1) {",
+        "if ((value - inner->l3) & 2) {",
+    ),
+    Bug(
+        "of a packet whose padding alone is too long the sender is told",
+        "bpf/lib/too_big.h",
+        "if (!skb->gso_size && inner->length <= mtu)",
+        "if (!skb->gso_size && inner->length < mtu)",
+    ),
+    Bug(
+        "a drop behind decapsulation counts what is left of the frame",
+        "bpf/lib/receive.h",
+        """	reason = address_to_guest(skb, config, &inner);
+	if (reason)
+		return drop_bytes(bytes, DIRECTION_RX, reason);""",
+        """	reason = address_to_guest(skb, config, &inner);
+	if (reason)
+		return drop(skb, DIRECTION_RX, reason);""",
+    ),
+    Bug(
+        "the sum that a device took of the frame is not kept true over IPv6",
+        "bpf/lib/deliver.h",
+        "BPF_F_RECOMPUTE_CSUM);",
+        "0);",
+    ),
+    Bug(
+        "a packet that fits is taken for one that was too big on the way",
+        "bpf/lib/path_mtu.h",
+        "|| mtu >= sent)",
+        "|| mtu > sent)",
+    ),
+    Bug(
+        "what a sandbox receives of its neighbour is counted with the sender",
+        "bpf/sandbox_tx.bpf.c",
+        "row = slot_counters.lookup(&to_slot);",
+        "row = slot_counters.lookup(&slot);",
+    ),
+)
 
 
 def plant(bug: Bug, tree: Path) -> None:

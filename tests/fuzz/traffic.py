@@ -239,6 +239,11 @@ class Traffic:
             return self._bytes(4 if family == 4 else 16)
         return self._pick(_ODD4 if family == 4 else _ODD6)
 
+    def _stranger(self, size: int) -> bytes:
+        if self._chance(0.8):
+            return self._bytes(size)
+        return self._pick(_ODD4 if size == 4 else _ODD6)
+
     def _local(self, vni: int, family: int) -> bytes:
         """Mostly one that lives on this node."""
         here = self._here.get((vni, family))
@@ -353,7 +358,7 @@ class Traffic:
         for _ in range(1 + self._below(3) if self._chance(0.9) else self._below(12)):
             kind = self._pick((0, 43, 44, 44, 60, 60))
             if kind == 44:
-                field = self._pick((0, 0, 1, 8, 9, 185 << 3, 6, 0xFFF8))
+                field = self._pick((0, 0, 1, 8, 9, 0x0100, 0x05C8, 6, 0xFFF8, self._below(65536)))
                 body = bytes([protocol, 0]) + field.to_bytes(2, "big") + self._bytes(4) + body
             elif kind == 43:
                 words = self._pick((0, 2, 4))
@@ -384,7 +389,9 @@ class Traffic:
             return ipv6(
                 source, destination, protocol, body, tos=tos, label=label, ttl=ttl, length=length
             )
-        fragment = self._pick((0, 0, 0, 0x4000, 0x4000, 0x4000, 0x2000, 0x2001, 0x00B9, 0x8000))
+        fragment = self._pick(
+            (0, 0, 0, 0x4000, 0x4000, 0x4000, 0x2000, 0x2001, 0x00B9, 0x8000, self._below(65536))
+        )
         options = b"\x94\x04\0\0" * self._below(11) if self._chance(0.08) else b""
         length = self._lie(20 + len(options) + len(body))
         words = self._below(16) if self._chance(0.02) else None
@@ -723,7 +730,7 @@ class Traffic:
         """ICMP about something that we sent on the underlay, or somebody else did."""
         config = self._node.config
         sender, receiver = self._outer_addresses()
-        router = sender if self._chance(0.3) else self._bytes(len(sender))
+        router = sender if self._chance(0.3) else self._stranger(len(sender))
         port = config.port if self._chance(0.9) else self._below(65536)
         ours = self._chance(0.9)
         inside = geneve(

@@ -29,7 +29,7 @@ OUTER_EXTENSIONS = 3  # that are looked through for UDP
 
 def receives(node: Node, frame: bytes, context: Context) -> Outcome:
     """What becomes of a frame that arrives at an uplink."""
-    outer = _ours(node, frame, context)
+    outer = find_tunnel(node, frame, context)
     if isinstance(outer, Outcome):
         return outer
     try:
@@ -52,7 +52,7 @@ def _overheard(node: Node, frame: bytes, context: Context) -> Outcome:
 
 
 @dataclass(slots=True)
-class _Arrival:
+class Arrival:
     """A UDP datagram to our VTEP and port. Offsets count from the outer IP header."""
 
     sender: bytes
@@ -62,7 +62,7 @@ class _Arrival:
     odd: str = ""  # why the outer header is none that we take
 
 
-def _ours(node: Node, frame: bytes, context: Context) -> Outcome | _Arrival:
+def find_tunnel(node: Node, frame: bytes, context: Context) -> Outcome | Arrival:
     """The frame as ours, or as somebody else's."""
     config, data = node.config, frame[14:]
     arrival = None
@@ -78,14 +78,14 @@ def _ours(node: Node, frame: bytes, context: Context) -> Outcome | _Arrival:
     return arrival
 
 
-def _outer4(config: Config, data: bytes) -> _Arrival | None:
+def _outer4(config: Config, data: bytes) -> Arrival | None:
     """RFC 791. A later fragment shows no port, and may be anybody's."""
     if len(data) < 20 or data[0] >> 4 != 4 or data[9] != geneve.UDP:
         return None
     if data[16:20] != config.vtep or word(data, 6) & 0x1FFF:
         return None
     header = (data[0] & 15) * 4
-    arrival = _Arrival(data[12:16], data[1] & 3, header, word(data, 2))
+    arrival = Arrival(data[12:16], data[1] & 3, header, word(data, 2))
     if word(data, 6) & 0x2000:
         arrival.odd = "outer_fragment"
     elif header != 20:
@@ -95,11 +95,11 @@ def _outer4(config: Config, data: bytes) -> _Arrival | None:
     return arrival
 
 
-def _outer6(config: Config, data: bytes) -> _Arrival | None:
+def _outer6(config: Config, data: bytes) -> Arrival | None:
     """RFC 8200, with the extension headers that somebody may have put in."""
     if len(data) < 40 or data[0] >> 4 != 6 or data[24:40] != config.vtep:
         return None
-    arrival = _Arrival(data[8:24], data[1] >> 4 & 3, 40, 40 + word(data, 4))
+    arrival = Arrival(data[8:24], data[1] >> 4 & 3, 40, 40 + word(data, 4))
     protocol = data[6]
     for _ in range(OUTER_EXTENSIONS):
         if protocol not in packet.EXTENSIONS:
@@ -119,8 +119,18 @@ def _outer6(config: Config, data: bytes) -> _Arrival | None:
     return arrival if protocol == geneve.UDP else None
 
 
-def _decapsulate(node: Node, frame: bytes, arrival: _Arrival) -> Outcome:
-    config, data = node.config, frame[14:]
+@dataclass(slots=True)
+class Opened:
+    """What is behind the Geneve header. Offsets count from the outer IP header."""
+
+    vni: int
+    protocol: int
+    payload: int
+    end: int
+
+
+def open_tunnel(config: Config, data: bytes, arrival: Arrival) -> Opened:
+    """Whether the outer headers may be believed (RFC 8926 sections 3.3 to 3.5). Raises Drop."""
     if arrival.odd:
         raise Drop(arrival.odd)
     udp = arrival.udp
@@ -137,8 +147,14 @@ def _decapsulate(node: Node, frame: bytes, arrival: _Arrival) -> Outcome:
     if payload > end:
         raise Drop("short_frame")
     geneve.check_header(data[header:payload])
-    vni, protocol = int.from_bytes(data[header + 4 : header + 7], "big"), word(data, header + 2)
+    vni = int.from_bytes(data[header + 4 : header + 7], "big")
+    return Opened(vni, word(data, header + 2), payload, end)
 
+
+def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
+    config, data = node.config, frame[14:]
+    opened = open_tunnel(config, data, arrival)
+    vni, protocol, payload, end = opened.vni, opened.protocol, opened.payload, opened.end
     if protocol == TEB:
         if payload + 14 > end:
             raise Drop("short_frame")
@@ -174,24 +190,23 @@ def _answer_arp(node: Node, sender: bytes, vni: int, data: bytes, end: int) -> O
     to = find_endpoint(node, vni, question[24:28])
     if to is None:
         raise Drop("no_endpoint")
+    mac = node.bindings[to.slot].mac
+    payload = arp.answer(question, mac) + data[arp.LENGTH :]
+    return _answer(node, sender, vni, question[8:14] + mac, ARP, payload, "wire_arp_answered")
+
+
+def _answer(
+    node: Node, sender: bytes, vni: int, macs: bytes, kind: int, payload: bytes, event: str
+) -> Outcome:
+    """Back through the tunnel, to whom the question came from."""
     carried = underlay_mtu(sender)
     if carried is None:
         raise Drop("no_underlay_route")
-    if len(data) + geneve.overhead(sender) > carried:
+    if len(payload) + geneve.overhead(sender) > carried:
         raise Drop("too_big")
-    mac = node.bindings[to.slot].mac
-    out = geneve.encapsulate(
-        node.config,
-        sender,
-        vni,
-        question[8:14] + mac,
-        ARP,
-        arp.answer(question, mac) + data[arp.LENGTH :],
-        0,
-    )
     return Outcome(
         REDIRECT,
-        out,
-        events=("wire_arp_answered",),
+        geneve.encapsulate(node.config, sender, vni, macs, kind, payload, 0),
+        events=(event,),
         free=geneve.free_fields(sender),
     )

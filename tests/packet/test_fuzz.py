@@ -173,3 +173,25 @@ def test_quoted_udp_checksum_never_becomes_none(under_test: UnderTest, family: i
 
     assert outcome.frame is not None
     assert outcome.frame[-2:] == b"\xff\xff"
+
+
+@pytest.mark.parametrize(
+    "source", [bytes(10) + b"\xff\xff\x0a\0\1\5", REMOTE6], ids=["mapped", "plain"]
+)
+def test_pseudo_header_has_all_of_an_ipv6_address(under_test: UnderTest, source: bytes):
+    """Also of one that looks like IPv4 (::ffff:10.0.1.5), from which a router may well write."""
+    vtep, peer = (
+        bytes.fromhex("20010db8") + bytes(11) + b"\1",
+        bytes.fromhex("20010db8") + bytes(11) + b"\2",
+    )
+    node = Node(Config(vtep=vtep), vteps={peer: Vtep()})
+    tunnel = builder.udp(vtep, peer, (50000, 6081), b"", mode=builder.ZERO)
+    quote = builder.ipv6(vtep, peer, 17, tunnel, length=1460)
+    message = builder.icmp6(source, vtep, 2, 0, (1400).to_bytes(4, "big") + quote)
+    frame = (
+        under_test.uplink_mac
+        + b"\x02\0\0\0\xaa\2\x86\xdd"
+        + builder.ipv6(source, vtep, 58, message)
+    )
+
+    assert agreed(under_test, UPLINK_RX, frame, node).learned == (peer, 1400)
