@@ -28,8 +28,6 @@ from tests.nodes import (
     two_nodes,
 )
 
-pytestmark = pytest.mark.kernel
-
 DATA = os.urandom(1 << 16) * 16  # 1 MiB
 DIGEST = hashlib.sha256(DATA).hexdigest()
 OVERHEAD = {4: 50, 6: 70}
@@ -121,6 +119,7 @@ def test_tcp_of_guests_with_too_large_an_mtu_loses_nothing(
         assert grown(before, node.events()) == {"mss_clamped": 2}
 
 
+@pytest.mark.kernel
 def test_one_such_guest_is_enough(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> None:
     """The other's eth0 asks for little anyway; it is the first that must be told."""
     one, two = ends
@@ -133,6 +132,7 @@ def test_one_such_guest_is_enough(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> No
     assert known_mtu(one, two.address) == ""
 
 
+@pytest.mark.kernel
 def test_a_datagram_that_is_too_long_is_refused_with_its_limit(
     bed: Bed, ends: tuple[Sandbox, Sandbox]
 ) -> None:
@@ -205,6 +205,7 @@ def test_a_vteps_own_mtu_is_told_too(bed: Bed, ends: tuple[Sandbox, Sandbox]) ->
         introduce(a, b)
 
 
+@pytest.mark.kernel
 def test_a_connection_survives_that_its_way_gets_narrower(
     bed: Bed, ends: tuple[Sandbox, Sandbox]
 ) -> None:

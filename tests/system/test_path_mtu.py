@@ -30,8 +30,6 @@ from tests.nodes import (
 )
 from tests.patience import PATIENCE
 
-pytestmark = pytest.mark.kernel
-
 DATA = os.urandom(1 << 16) * 16  # 1 MiB
 DIGEST = hashlib.sha256(DATA).hexdigest()
 HOP_MTU = 1400
@@ -81,24 +79,15 @@ def bed(request: pytest.FixtureRequest) -> Iterator[Bed]:
         yield made
 
 
-@pytest.fixture(params=["off", "on"], ids=["segments", "superpackets"])
-def fresh(request: pytest.FixtureRequest, bed: Bed) -> Bed:
-    """Nothing is known of the hop. Its router sees packets as on a wire, or superpackets."""
-    introduce(*bed.nodes)
-    for node in bed.nodes:
-        words = (word for name in SUPERPACKETS for word in (name, request.param))
-        set_features(node.netns, "uplink0", *words)
-    return bed
-
-
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
-def ends(request: pytest.FixtureRequest, fresh: Bed) -> Iterator[tuple[Sandbox, Sandbox]]:
-    """A sandbox on either node, with an address of one family."""
+def ends(request: pytest.FixtureRequest, bed: Bed) -> Iterator[tuple[Sandbox, Sandbox]]:
+    """A sandbox on either node, with an address of one family. Nothing is known of the hop."""
+    introduce(*bed.nodes)
     one, two = "10.0.1.5", "10.0.2.5"
     if request.param == 6:
         one, two = six(one), six(two)
-    yield fresh.nodes[0].sandbox(BLUE, one), fresh.nodes[1].sandbox(BLUE, two)
-    fresh.clear()
+    yield bed.nodes[0].sandbox(BLUE, one), bed.nodes[1].sandbox(BLUE, two)
+    bed.clear()
 
 
 def learned(node: Node) -> int:
@@ -112,12 +101,20 @@ def path_mtu(sandbox: Sandbox, to: str) -> str:
     return found[found.index("mtu") + 1] if "mtu" in found else ""
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize("superpackets", ["off", "on"])
 def test_tcp_gets_over_a_smaller_hop(
-    bed: Bed, ends: tuple[Sandbox, Sandbox], capsys: pytest.CaptureFixture[str]
+    bed: Bed,
+    ends: tuple[Sandbox, Sandbox],
+    superpackets: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The first packets are lost there. The hop's word reaches the node, the node's the sandbox."""
     a, b = bed.nodes
     one, two = ends
+    for node in bed.nodes:
+        words = (word for name in SUPERPACKETS for word in (name, superpackets))
+        set_features(node.netns, "uplink0", *words)
     before = learned(a), learned(b)
 
     started = time.monotonic()

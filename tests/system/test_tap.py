@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sandbox behind a tap, as a microVM is: checksums that its kernel leaves to the device.
+
+The test is the virtual machine: it writes frames with virtio's header in front,
+and reads what comes back the same way. The tap hangs in the same tc block as
+every slot's interface.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from geneve_ebpf.dataplane import DataPlane
+from geneve_ebpf.host import namespaces, tc
+from geneve_ebpf.host.netlink import RouteSocket
+from geneve_ebpf.model import Endpoint, endpoint_mac, ip_address
+from tests.nodes import BLUE, Bed, Node, set_features, six, two_nodes
+from tests.packets import ICMP, TCP, UDP, Ether, ICMPv6PacketTooBig, Packet, Raw, faults, from_guest
+from tests.patience import PATIENCE
+
+SLOT, NAME, OWN = 900, "gnv900", "10.0.1.5"
+ADDRESSES = {4: "10.0.2.5", 6: six("10.0.2.5")}
+MTU = 1450
+FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+
+_TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
+_TAP, _NO_PACKET_INFO, _VNET_HEADER = 0x2, 0x1000, 0x4000
+_OFFLOAD_CHECKSUM = 1
+_HEADER = struct.Struct("=BBHHHH")  # flags, GSO type, header, segment, sum's start, its offset
+_NEEDS_CHECKSUM, _GSO_TCP = 1, {4: 1, 6: 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A frame that came out of the tap, and where its checksum is to be completed; 0: nowhere."""
+
+    frame: bytes
+    start: int
+    field: int
+
+
+class Tap:
+    """The machine's end of its network interface."""
+
+    def __init__(self, node: Node, *, offload: bool) -> None:
+        self.node = node
+        with namespaces.entering(node.netns), RouteSocket() as door:
+            self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+            flags = _TAP | _NO_PACKET_INFO | _VNET_HEADER
+            fcntl.ioctl(self._fd, _TUNSETIFF, struct.pack("16sH22x", NAME.encode(), flags))
+            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, _OFFLOAD_CHECKSUM if offload else 0)
+            node.run("sysctl", "-qw", f"net.ipv6.conf.{NAME}.disable_ipv6=1")
+            index = socket.if_nametoindex(NAME)
+            block = node.place.block
+            assert tc.add_clsact(door, index, ingress_block=block, egress_block=block + 1)
+            node.run("ip", "link", "set", NAME, "arp", "off", "up")
+        plane: DataPlane = node.plane
+        plane.add_slot(SLOT, index)
+        own, own6 = ip_address(OWN), ip_address(six(OWN))
+        plane.attach(SLOT, "machine", Endpoint(BLUE, own, endpoint_mac(own), own6))
+
+    def close(self) -> None:
+        """Detach it; the interface goes with its last descriptor."""
+        self.node.plane.detach(SLOT)
+        os.close(self._fd)
+        self.node.plane.remove_slot(SLOT)
+
+    def send(self, frame: bytes, *, start: int = 0, offset: int = 0, segment: int = 0) -> None:
+        """A frame whose checksum, if `start` says where, is not made yet; with `segment`, GSO."""
+        kind = _GSO_TCP[6 if frame[12:14] == b"\x86\xdd" else 4] if segment else 0
+        flags = _NEEDS_CHECKSUM if start else 0
+        header = start + 20 if segment else 0
+        os.write(self._fd, _HEADER.pack(flags, kind, header, segment, start, offset) + frame)
+
+    def receive(self) -> Received:
+        """The next frame. Fails if none comes."""
+        assert select.select([self._fd], [], [], 2 * PATIENCE)[0]
+        data = os.read(self._fd, 1 << 17)
+        flags, kind, _, _, start, offset = _HEADER.unpack_from(data)
+        assert kind == 0
+        if not flags & _NEEDS_CHECKSUM:
+            start = offset = 0
+        return Received(data[_HEADER.size :], start, start + offset)
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    with Bed("tap") as made:
+        two_nodes(made)
+        for node in made.nodes:
+            set_features(node.netns, "uplink0", "tx", "off")
+        yield made
+
+
+@pytest.fixture(params=[False, True], ids=["offload-off", "offload-on"])
+def tap(request: pytest.FixtureRequest, bed: Bed) -> Iterator[Tap]:
+    """Whether the machine takes frames whose checksums are not made."""
+    made = Tap(bed.nodes[0], offload=request.param)
+    yield made
+    made.close()
+    bed.clear()
+
+
+def folded(data: bytes) -> int:
+    data += bytes(len(data) % 2)
+    total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
+    return total % 0xFFFF or 0xFFFF
+
+
+def unfinished(frame: Packet) -> tuple[bytes, int, int]:
+    """The frame with the pseudo-header's sum as its checksum; where to go on, and the field."""
+    raw = bytearray(bytes(frame))
+    of_ipv6 = raw[12:14] == b"\x86\xdd"
+    start = 14 + (40 if of_ipv6 else 20)
+    protocol, offset = (6, 16) if frame.haslayer(TCP) else (17, 6)
+    ends = raw[22:54] if of_ipv6 else raw[26:34]
+    pseudo = bytes(ends) + bytes([0, protocol]) + (len(raw) - start).to_bytes(4, "big")
+    raw[start + offset : start + offset + 2] = folded(pseudo).to_bytes(2, "big")
+    return bytes(raw), start, offset
+
+
+def finished(received: Received) -> bytes:
+    """The frame as the machine's kernel would complete it if it had to pass it on."""
+    if not received.start:
+        return received.frame
+    value = 0xFFFF - folded(received.frame[received.start :]) or 0xFFFF
+    field = received.field
+    return received.frame[:field] + value.to_bytes(2, "big") + received.frame[field + 2 :]
+
+
+def assert_told(received: Received, sent: bytes) -> None:
+    """The error about this frame, right in every checksum, now and completed."""
+    assert faults(received.frame) == []
+    assert faults(finished(received)) == []
+    frame = Ether(received.frame)
+    if sent[12:14] == b"\x86\xdd":
+        assert frame[ICMPv6PacketTooBig].mtu == MTU
+        quote = bytes(frame[ICMPv6PacketTooBig].payload)
+    else:
+        assert (frame[ICMP].type, frame[ICMP].code, frame[ICMP].nexthopmtu) == (3, 4, MTU)
+        quote = bytes(frame[ICMP].payload)
+    # All of it but for the checksum that nobody had made yet.
+    headers = 60 if sent[12:14] == b"\x86\xdd" else 40
+    assert quote[headers:] == sent[14 + headers : 14 + len(quote)]
+
+
+HEADERS = {"tcp": TCP(sport=40000, dport=443, seq=7, flags="PA"), "udp": UDP(sport=1, dport=2)}
+
+
+@FAMILIES
+@pytest.mark.parametrize("made", ["made", "not-made"])
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS.keys())
+def test_error_about_a_packet_is_right_whoever_makes_its_checksum(
+    tap: Tap, family: int, header: Packet, made: str
+) -> None:
+    """A tap without offload has the kernel complete the quoted checksum on the way out."""
+    flags = {"flags": "DF"} if family == 4 else {}
+    for size in range(1440, 1446):  # odd and even
+        packet = from_guest(header / Raw(os.urandom(size)), ADDRESSES[family], **flags)
+        if made == "made":
+            sent = bytes(packet)
+            tap.send(sent)
+        else:
+            sent, start, offset = unfinished(packet)
+            tap.send(sent, start=start, offset=offset)
+
+        assert_told(tap.receive(), sent)
+
+
+@pytest.mark.kernel
+@FAMILIES
+def test_error_about_a_gso_frame_is_right(tap: Tap, family: int) -> None:
+    """One error for all of it, whose segments would have been too long."""
+    flags = {"flags": "DF"} if family == 4 else {}
+    packet = from_guest(HEADERS["tcp"] / Raw(os.urandom(20_000)), ADDRESSES[family], **flags)
+    sent, start, offset = unfinished(packet)
+
+    tap.send(sent, start=start, offset=offset, segment=1460)
+
+    assert_told(tap.receive(), sent)
+
+
+@FAMILIES
+def test_gso_frame_of_segments_that_fit_passes(bed: Bed, tap: Tap, family: int) -> None:
+    """And every segment has right checksums on the wire."""
+    wire = bed.nodes[1].capture()
+    flags = {"flags": "DF"} if family == 4 else {}
+    data = os.urandom(20_000)
+    sent, start, offset = unfinished(
+        from_guest(HEADERS["tcp"] / Raw(data), ADDRESSES[family], **flags)
+    )
+
+    tap.send(sent, start=start, offset=offset, segment=1300)
+
+    frames = [found.data for found in wire.wait() if len(found.data) > 500]
+    frames += [found.data for found in wire.frames() if len(found.data) > 500]
+    assert len(frames) == -(-len(data) // 1300)
+    assert [faults(frame) for frame in frames] == [[]] * len(frames)
+
+
+@pytest.mark.kernel
+@FAMILIES
+@pytest.mark.parametrize("odd", [0, 1], ids=["even", "odd"])
+def test_handshake_whose_checksum_is_not_made_is_clamped(
+    bed: Bed, tap: Tap, family: int, odd: int
+) -> None:
+    """The sum that its field has does not cover the option; the one on the wire does."""
+    wire = bed.nodes[1].capture()
+    options = [("NOP", None)] * odd + [("MSS", 8960)]
+    packet = from_guest(TCP(sport=40000, dport=443, flags="S", options=options), ADDRESSES[family])
+    sent, start, offset = unfinished(packet)
+
+    tap.send(sent, start=start, offset=offset)
+
+    (frame,) = [found.data for found in wire.wait() if found.data[12:14] == b"\x08\x00"]
+    assert faults(frame) == []
+    assert dict(Ether(frame)[TCP].options)["MSS"] == MTU - (40 if family == 4 else 60)
