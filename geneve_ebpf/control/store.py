@@ -72,6 +72,18 @@ class Store:
 
     def load(self, rules: Rules) -> DesiredState:
         """The whole state. What the rules refuse by now raises as `check_*` does."""
+        try:
+            return self._load(rules)
+        except GeneveError as error:
+            if error.code is not Code.STATE_STORE:
+                # There is no agent yet to take it back by.
+                error.hint = (
+                    f"{self.path} has it: undo the change of the configuration,"
+                    " or move the file away and apply the state anew"
+                )
+            raise
+
+    def _load(self, rules: Rules) -> DesiredState:
         with self._refusals():
             (revision,) = self._db.execute(
                 "SELECT value FROM meta WHERE name='revision'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 import pytest
 
@@ -75,6 +75,15 @@ def test_what_was_written_is_read(store, path):
     again = Store(path)
     assert not again.fresh
     again.close()
+
+
+def test_a_state_that_the_configuration_now_forbids_names_its_file(store, path):
+    """The agent does not start, so nobody can take it back but by hand."""
+    with pytest.raises(GeneveError) as refused:
+        store.load(Rules(Guest(), ip_address("2001:db8::1")))
+
+    assert refused.value.code is Code.VTEP_FAMILY
+    assert str(path) in refused.value.hint
 
 
 def test_a_change_replaces_and_removes(store, path):
