@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NEIGHBOURS_WANTED = 16384  # entries; one table for all namespaces of the machine
 DISK_WANTED = 256 << 20  # bytes; desired state of 1 M routes is about half of it
+IPV6_MTU_MIN = 1280  # RFC 8200 section 5
 SLOT_MEMORY = 400 << 10  # bytes of kernel memory; measured by the bench as make.slot
 
 
@@ -236,21 +237,41 @@ def _routing(settings: NodeSettings | None) -> Iterator[Check]:
 
 
 def _underlay(settings: NodeSettings) -> Iterator[Check]:
+    from geneve_ebpf.abi import OVERHEAD
     from geneve_ebpf.host.addresses import is_own
+    from geneve_ebpf.host.netlink import IPRoute
+    from geneve_ebpf.loader import hooks
 
-    for name in settings.uplinks:
-        flags = _flags(name)
-        if flags is None:
+    found = []
+    with IPRoute() as ip:
+        for name in settings.uplinks:
+            try:
+                found.append(hooks.find_uplink(ip, name))
+            except GeneveError as error:
+                yield Check(f"uplink {name}", Verdict.FAIL, error.message, error.hint)
+    for uplink in found:
+        mtu = uplink.mtu - OVERHEAD[settings.vtep.version]
+        if not _flags(uplink.name) & 1:  # IFF_UP
             yield Check(
-                f"uplink {name}",
-                Verdict.FAIL,
-                "there is no such interface in the node's namespace",
-                "correct node.uplinks or node.netns",
+                f"uplink {uplink.name}", Verdict.WARN, "is down", f"ip link set {uplink.name} up"
             )
-        elif not flags & 1:  # IFF_UP
-            yield Check(f"uplink {name}", Verdict.WARN, "is down", f"ip link set {name} up")
+        elif mtu < IPV6_MTU_MIN:
+            yield Check(
+                f"uplink {uplink.name}",
+                Verdict.WARN,
+                f"its MTU of {uplink.mtu} leaves {mtu} bytes in the slots: too few for IPv6",
+                f"ip link set {uplink.name} mtu {IPV6_MTU_MIN + uplink.mtu - mtu}, or more",
+            )
         else:
-            yield Check(f"uplink {name}", Verdict.OK, "is up")
+            yield Check(
+                f"uplink {uplink.name}",
+                Verdict.OK,
+                f"is up, and its MTU of {uplink.mtu} leaves {mtu} bytes in the slots",
+            )
+    try:
+        hooks.vrf_of(found)
+    except GeneveError as error:
+        yield Check("vrf", Verdict.FAIL, error.message, error.hint)
     if is_own(settings.vtep, settings.uplinks):
         yield Check("vtep", Verdict.OK, f"{settings.vtep} is an address of the node")
     else:
@@ -263,8 +284,8 @@ def _underlay(settings: NodeSettings) -> Iterator[Check]:
         )
 
 
-def _flags(interface: str) -> int | None:
-    """An interface's flags in this thread's namespace; None if there is none."""
+def _flags(interface: str) -> int:
+    """An interface's flags in this thread's namespace; 0 if there is none."""
     import fcntl
     import socket
     import struct
@@ -275,7 +296,7 @@ def _flags(interface: str) -> int | None:
             request = struct.pack("16sh22x", interface.encode(), 0)
             answer = fcntl.ioctl(sock, get_flags, request)
         except OSError:
-            return None
+            return 0
     return int(struct.unpack("16sh22x", answer)[1]) & 0xFFFF
 
 

@@ -7,13 +7,32 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from geneve_ebpf import dataplane
+from geneve_ebpf.dataplane import Seen, Uplinks
+from geneve_ebpf.dataplane.node import write_facts
+from geneve_ebpf.host import namespaces, tc
+from geneve_ebpf.host.links import index_of
+from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.loader import hooks
 from lab.network import Lab, Node, inside, run
-from tests.nodes import PREFIX, RUN_ROOT, Bed, Host, Stream, eventually, ping, send_tcp, six
+from tests.nodes import (
+    PREFIX,
+    RUN_ROOT,
+    Bed,
+    Host,
+    Stream,
+    eventually,
+    ping,
+    send_tcp,
+    six,
+    two_nodes,
+)
 from tests.patience import PATIENCE
 
 SLOTS = 3
@@ -181,3 +200,31 @@ def test_an_agent_that_was_away_makes_up_for_it(lab: Lab, ends: tuple[Host, Host
     set_mtu(lab, 1500)
     for node in lab.nodes:
         assert follows(node, 1500 - OVERHEAD[family(lab)])
+
+
+def test_the_hook_comes_back_without_tcx_too() -> None:
+    """As on kernels that have only clsact, which goes with the interface."""
+    with Bed("back") as bed:
+        a, b = two_nodes(bed)
+        one, two = a.sandbox(42, "10.0.1.5"), b.sandbox(42, "10.0.2.5")
+        with namespaces.entering(a.netns), IPRoute() as ip, RouteSocket() as door:
+            hooks.drop_uplink(ip, door, a.pins, "uplink0")
+            write_facts(a.settings.run_directory, replace(a.facts, uplink_hook="clsact"))
+            uplinks = Uplinks(a.settings, ip, door)
+            assert uplinks.look() == Seen(a.facts.mtu, ())
+            assert len(tc.ingress_programs(door, index_of(ip, "uplink0"))) == 1
+            assert one.ping(two.address) == 3
+
+            a.run("ip", "link", "delete", "uplink0")
+            seen = uplinks.look()
+            assert (seen.mtu, seen.problems) == (a.facts.mtu, ("there is no uplink uplink0",))
+            bed.wire(a.netns, "uplink0", b.netns, "uplink0", mtu=1400)
+            bed.address(a.netns, "192.0.2.1/24", "uplink0")
+            bed.address(b.netns, "192.0.2.2/24", "uplink0")
+            b.bring_up()
+            assert uplinks.look() == Seen(1350, ())
+            assert len(tc.ingress_programs(door, index_of(ip, "uplink0"))) == 1
+
+        assert a.plane.mtu == dataplane.facts(a.settings.run_directory).mtu == 1350
+        assert two.ping(one.address) == 3
+        bed.clear()
