@@ -5,46 +5,18 @@
  * another node, or dropped and counted; none ever reaches the host's stack.
  */
 #include "lib/address.h"
-#include "lib/arp.h"
 #include "lib/count.h"
 #include "lib/deliver.h"
 #include "lib/ecn.h"
 #include "lib/inner.h"
 #include "lib/kernel.h"
+#include "lib/link.h"
 #include "lib/maps.h"
 #include "lib/mss.h"
 #include "lib/outer.h"
 #include "lib/path_mtu.h"
 #include "lib/too_big.h"
 #include "lib/translate.h"
-
-/* The gateway's MAC, for whoever asks as the guest, attached or not: a guest
- * that was restored first and attached later must not have given up on it.
- */
-static inline int answer_arp(struct __sk_buff *skb,
-			     const struct node_config *config,
-			     struct ethhdr *eth)
-{
-	struct arp arp;
-
-	if (read_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
-		return drop(skb, DIRECTION_TX, DROP_SHORT_FRAME);
-	if (!is_question(&arp) || arp.target != config->gateway_address)
-		return drop(skb, DIRECTION_TX, DROP_ARP_REFUSED);
-	if (!same_mac(arp.sender_mac, config->guest_mac))
-		return drop(skb, DIRECTION_TX, DROP_SPOOFED_MAC);
-	if (arp.sender != config->guest_address)
-		return drop(skb, DIRECTION_TX, DROP_SPOOFED_ADDRESS);
-
-	make_answer(&arp, config->gateway_mac);
-	__builtin_memcpy(eth->h_dest, config->guest_mac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, config->gateway_mac, ETH_ALEN);
-	if (bpf_skb_store_bytes(skb, 0, eth, sizeof(*eth), 0) ||
-	    bpf_skb_store_bytes(skb, ETH_HLEN, &arp, sizeof(arp), 0))
-		return drop(skb, DIRECTION_TX, DROP_NO_REWRITE);
-	count_event(skb, EVENT_ARP_ANSWERED);
-	return bpf_redirect(skb->ifindex, 0);
-}
 
 /* The most specific route: whole addresses first, they are cheapest to find. */
 static inline struct route *find_route(__u32 vni, const struct address *address)
@@ -212,6 +184,7 @@ int sandbox_tx(struct __sk_buff *skb)
 	enum drop_reason reason;
 	struct ethhdr eth;
 	__u32 *slot_row;
+	int verdict;
 	__u8 family;
 
 	/* The kernel keeps the tag beside the packet, so no byte read below
@@ -239,7 +212,11 @@ int sandbox_tx(struct __sk_buff *skb)
 	reason = DROP_NOT_IP;
 	if (family)
 		reason = read_inner(skb, ETH_HLEN, skb->len, family, &inner);
-	/* What is for the node itself is answered here, attached or not. */
+	if (!reason) {
+		verdict = answer_on_link(skb, config, &inner);
+		if (verdict != PASS_ON)
+			return verdict;
+	}
 	if (!*(volatile __u64 *)&from->generation)
 		reason = DROP_UNBOUND;
 	if (reason)

@@ -304,7 +304,13 @@ class Node:
             table.close()
 
     @contextmanager
-    def configured(self, *, udp_port: int | None = None, vtep: str | None = None) -> Iterator[None]:
+    def configured(
+        self,
+        *,
+        udp_port: int | None = None,
+        vtep: str | None = None,
+        dns: tuple[str, ...] | None = None,
+    ) -> Iterator[None]:
         """The programs' configuration is another meanwhile."""
         table: Table[Key32, NodeConfig] = Table(self.pins.map("node_config"), Key32, NodeConfig)
         before, changed = table.get(Key32(0)), table.get(Key32(0))
@@ -314,6 +320,9 @@ class Node:
             changed.udp_port = (ctypes.c_uint8 * 2)(*udp_port.to_bytes(2, "big"))
         if vtep is not None:
             changed.vtep = Address.of(ip_address(vtep)) if vtep else Address()
+        if dns is not None:
+            for row, server in zip(changed.dns, (*dns, "0.0.0.0", "0.0.0.0"), strict=False):
+                row[:] = IPv4Address(server).packed
         table.set(Key32(0), changed)
         try:
             yield

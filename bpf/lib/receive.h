@@ -9,7 +9,6 @@
 #define RECEIVE_H
 
 #include "address.h"
-#include "arp.h"
 #include "arrival.h"
 #include "count.h"
 #include "deliver.h"
@@ -20,78 +19,10 @@
 #include "maps.h"
 #include "outer.h"
 #include "path_mtu.h"
+#include "peer.h"
 
 #define MERGED_PATIENCE 1024	/* frames */
 #define MERGED_LARGE 1000	/* bytes: no acknowledgement */
-
-/* Send back what was rewritten in place behind the headers, to the VTEP that it
- * came from. The options were the sender's: an answer carries none.
- */
-static inline int answer_sender(struct __sk_buff *skb, const __u32 l2,
-				const struct node_config *config,
-				const struct arrival *arrival,
-				const struct envelope *envelope,
-				enum event_kind event)
-{
-	__u32 bytes = skb->len;
-	__u32 options = arrival->payload - l2 - overhead(config);
-	__u32 length = bytes - l2 - options;
-	struct path path = {};
-	enum drop_reason reason;
-
-	reason = find_path(skb, config, envelope->vtep, envelope->flow_hash,
-			   length, &path);
-	if (!reason && length > path.mtu)
-		reason = DROP_TOO_BIG;
-	if (reason)
-		return drop(skb, DIRECTION_RX, reason);
-	if ((!l2 && bpf_skb_change_head(skb, ETH_HLEN, 0)) ||
-	    (options &&
-	     bpf_skb_adjust_room(skb, -(__s32)options, BPF_ADJ_ROOM_MAC,
-				 BPF_F_ADJ_ROOM_FIXED_GSO)))
-		return drop_bytes(bytes, DIRECTION_RX, DROP_NO_ROOM);
-	if (write_front(skb, config, envelope, 0))
-		return drop_bytes(bytes, DIRECTION_RX, DROP_NO_REWRITE);
-	clear_bookkeeping(skb);
-	count_event(skb, event);
-	return redirect_neigh(path.ifindex, &path.nexthop, sizeof(path.nexthop),
-			      0);
-}
-
-/* A peer that thinks of the VPC as one Ethernet asks through the tunnel. */
-static inline int answer_wire_arp(struct __sk_buff *skb, const __u32 l2,
-				  const struct node_config *config,
-				  const struct arrival *arrival)
-{
-	struct endpoint *endpoint = 0;
-	struct binding *binding = 0;
-	enum drop_reason reason;
-	struct address target;
-	struct arp arp;
-
-	if (arrival->payload + sizeof(arp) > arrival->end ||
-	    read_bytes(skb, arrival->payload, &arp, sizeof(arp)))
-		return drop(skb, DIRECTION_RX, DROP_SHORT_FRAME);
-	if (!is_question(&arp))
-		return drop(skb, DIRECTION_RX, DROP_ARP_REFUSED);
-	target = from_ipv4(arp.target);
-	reason = find_endpoint(arrival->vni, &target, &endpoint, &binding);
-	if (reason)
-		return drop(skb, DIRECTION_RX, reason);
-	make_answer(&arp, binding->mac);
-	struct envelope envelope = {
-		.vtep = &arrival->sender,
-		.source_mac = binding->mac,
-		.destination_mac = arp.target_mac,
-		.vni = arrival->vni,
-		.flow_hash = bpf_get_hash_recalc(skb),
-		.inner_protocol = to_be16(ETH_P_ARP),
-	};
-	if (bpf_skb_store_bytes(skb, arrival->payload, &arp, sizeof(arp), 0))
-		return drop(skb, DIRECTION_RX, DROP_NO_REWRITE);
-	return answer_sender(skb, l2, config, arrival, &envelope,
-			     EVENT_WIRE_ARP_ANSWERED);
-}
 
 /* Whether this VTEP's frames reach us whole (a veth underlay, some virtual NICs)
  * or through GRO on the uplink. One GSO frame shows it; that it is over shows in
@@ -198,6 +129,12 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 				    &inner);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
+	if (says_nd(skb, &inner)) {
+		if (arrival.protocol != to_be16(GENEVE_ETHERNET))
+			return drop(skb, DIRECTION_RX, DROP_ND_REFUSED);
+		return answer_wire_nd(skb, l2, config, &arrival, &inner,
+				      eth.h_source);
+	}
 	/* GRO that merges by outer UDP alone glues inner packets together. */
 	if (skb->gso_size && inner.l3 + inner.length != skb->len)
 		return drop(skb, DIRECTION_RX, DROP_INNER_LENGTH);
