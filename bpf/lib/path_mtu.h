@@ -104,15 +104,15 @@ static inline void hold_path_mtu(struct __sk_buff *skb,
 		*(volatile __u64 *)&state->path_mtu_until = vtep->path_mtu_until;
 }
 
-/* Where the ICMP message in a frame for our VTEP begins and ends. 0: the frame has
- * none that is whole and undamaged.
+/* Where the ICMP message in a frame for our VTEP begins and ends, and what its
+ * checksum starts from. 0: the frame has none.
  */
 static inline __u32 find_icmp(struct __sk_buff *skb, const __u32 l2,
-			      const struct node_config *config, __u32 *end)
+			      const struct node_config *config, __u32 *end,
+			      __u64 *sum)
 {
 	union ip_header ip;
 	__u32 at, length;
-	__u64 sum = 0;
 
 	if (is_ipv4(&config->vtep)) {
 		if (skb->protocol != to_be16(ETH_P_IP) ||
@@ -132,11 +132,11 @@ static inline __u32 find_icmp(struct __sk_buff *skb, const __u32 l2,
 			return 0;
 		at = l2 + sizeof(ip.v6);
 		length = from_be16(ip.v6.payload);
-		sum = pseudo_sum(&ip.v6.source, &ip.v6.destination, length,
-				 IPPROTO_ICMPV6);
+		*sum = pseudo_sum(&ip.v6.source, &ip.v6.destination, length,
+				  IPPROTO_ICMPV6);
 	}
 	*end = at + length;
-	return sum_bytes(skb, at, length, sum, 65535) == 0xffff ? at : 0;
+	return at;
 }
 
 /* What a frame that is none of our tunnel's may tell us. It stays as it is. */
@@ -147,8 +147,9 @@ static inline void learn_path_mtu(struct __sk_buff *skb, const __u32 l2,
 	__u32 mtu, at, end = 0, sent = 0;
 	struct address to;
 	struct icmp icmp;
+	__u64 sum = 0;
 
-	at = find_icmp(skb, l2, config, &end);
+	at = find_icmp(skb, l2, config, &end, &sum);
 	if (!at || read_quote(skb, at, end, &icmp, sizeof(icmp)))
 		return;
 	if (ipv4 ? icmp.type != ICMP_UNREACHABLE ||
@@ -165,6 +166,9 @@ static inline void learn_path_mtu(struct __sk_buff *skb, const __u32 l2,
 	}
 	/* Linux heeds no less either; and what fits is never too big. */
 	if (mtu < (ipv4 ? PATH_MTU_MIN4 : IPV6_MTU_MIN) || mtu >= sent)
+		return;
+	/* At last, as it is dear: whether it came as it was sent, and whole. */
+	if (sum_bytes(skb, at, end - at, sum, 65535) != 0xffff)
 		return;
 	hold_path_mtu(skb, &to, mtu);
 }
