@@ -186,6 +186,7 @@ class OpenvSwitch:
             *("--if-exists", "del-port", TUNNEL, "--", "add-port", SWITCH, TUNNEL),
             *("--", "set", "interface", TUNNEL, "type=geneve", *words),
         )
+        self.forget()
         error = self.vsctl("get", "interface", TUNNEL, "error").strip()
         if error != "[]":
             raise RuntimeError(f"{TUNNEL}: {error}\n{self.log()}")
@@ -233,6 +234,11 @@ class OpenvSwitch:
             f"priority=40000,in_port={HOST},icmp6,icmp_type=143 actions=drop",
         ):
             self.ofctl("add-flow", flow)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the datapath decide anew about every packet: it would a little later by itself."""
+        self.appctl("revalidator/purge")
 
     def option(self, number: int, option_class: int, kind: int, length: int) -> str:
         """Let flows use one Geneve option; the field's name. A number serves once until cleared."""
@@ -263,9 +269,9 @@ class OpenvSwitch:
     def packets(self, match: str) -> int:
         """How many packets passed the flow that is written like this, before " actions=".
 
-        The figures of the datapath reach the flows about once a second.
+        The figures of the datapath reach the flows about once a second, and when it forgets.
         """
-        self.appctl("revalidator/purge")
+        self.forget()
         text = self.ofctl("dump-flows", match)
         return sum(int(count) for count in re.findall(r"n_packets=(\d+)", text))
 

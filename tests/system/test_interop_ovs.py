@@ -350,7 +350,7 @@ def test_the_switch_would_have_shown_an_option(ends: Ends) -> None:
     option = bytes.fromhex("0102050112345678")
     header = struct.pack("!BBHI", len(option) // 4, 0, 0x6558, BLUE << 8)
     packet = udp(*ends.vteps, (40000, 6081), header + option + sample.geneve.payload)
-    ends.switch.appctl("revalidator/purge")
+    ends.switch.forget()
 
     with ends.node.socket(socket.AF_PACKET, socket.SOCK_RAW) as door:
         door.bind(("uplink0", 0))
