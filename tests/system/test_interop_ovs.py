@@ -158,9 +158,6 @@ def ends(request: pytest.FixtureRequest, peers: Peers) -> Iterator[Ends]:
         sandbox = node.sandbox(BLUE, HERE, address6=six(HERE))
         here = Host(bed, sandbox.netns, sandbox.interface, of_family(HERE))
         far = Host(bed, switch.netns, HOST, of_family(FAR))
-        if inside == 6:  # until the node answers neighbour discovery from the wire
-            where = ("dev", HOST, "nud", "permanent")
-            far.run("ip", "neigh", "replace", six(HERE), "lladdr", sandbox.endpoint.mac, *where)
         # It drops what it has to ask for the way of, and answers soon.
         assert eventually(lambda: far.ping(here.address) == 3)
         yield Ends(peers, sandbox, here, far, inside, node.drops())
@@ -367,6 +364,7 @@ def tunnel_flows(switch: OpenvSwitch) -> list[str]:
     return [match for match in matches if f"tunnel(tun_id={BLUE:#x}," in match]
 
 
+@both_inside
 def test_neighbours_asked_for_through_the_tunnel(ends: Ends) -> None:
     """Who is here is answered for, with the endpoint's MAC; who is not is counted."""
     if ends.inside == 4:
