@@ -2,7 +2,7 @@
 """The outer IP and UDP headers: what ours say, and what is checked in everybody else's.
 
 RFC 8926 sections 3.3 and 4.3, on both underlays. Frames here are at most 3,700
-bytes long, which is what BPF_PROG_TEST_RUN takes; test_jumbo.py sends longer ones.
+bytes long, which is what BPF_PROG_TEST_RUN takes; test_real_frames.py sends longer ones.
 """
 
 from __future__ import annotations
@@ -564,11 +564,18 @@ def test_flows_are_spread_evenly(any_node: Node, six, layer):
     assert chi_square([(port - 32768) % 64 for port in ports]) < 160  # the low bits
     assert chi_square([(port - 32768) * 64 // 32768 for port in ports]) < 160  # the high ones
     assert len(set(ports)) > 960  # by chance about 985
+    assert all(one_in_two(ports, bit) for bit in range(15))
     if any_node.family == 6:
         labels = [flow_label(frame) for frame in frames]
         assert chi_square([label % 64 for label in labels]) < 160
         assert chi_square([label >> 14 for label in labels]) < 160
         assert len(set(labels)) > 960
+        assert all(one_in_two(labels, bit) for bit in range(20))
+
+
+def one_in_two(numbers: list[int], bit: int) -> bool:
+    """Whether the bit is set in half of a thousand numbers: five deviations of 16 aside."""
+    return abs(sum(number >> bit & 1 for number in numbers) - 500) < 80
 
 
 def chi_square(cells: list[int], count: int = 64) -> float:

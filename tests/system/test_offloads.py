@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 ETHERNET = 14
 SUPERPACKETS = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
 UDP_SEGMENT = 103
+SOL_PACKET, PACKET_VNET_HEADER, SO_RCVBUFFORCE = 263, 15, 33
 COMPLAINT = re.compile(r"WARNING:|BUG:|bad gso|hw csum failure|Call Trace|caps=")
 
 
@@ -204,7 +206,7 @@ def test_large_frames_cross_whole_where_the_wire_takes_them(
 ) -> None:
     """Tunnel segmentation on: GSO stays GSO all the way, and no segment is lost to the header."""
     one, two = ends
-    wire, inside = bed.nodes[1].capture(), two.capture()
+    wire, inside, sizes = bed.nodes[1].capture(), two.capture(), SegmentSizes(two)
 
     assert send_tcp(one, two, DATA) == DIGEST
 
@@ -212,7 +214,31 @@ def test_large_frames_cross_whole_where_the_wire_takes_them(
     assert sum(tunnel.packet.length for tunnel in big) > len(DATA) // 2
     frames = [frame for frame in inside.frames() if not frame.outgoing]
     assert len(frames) < len(DATA) / 1450 / 3
+    # As the sender cut them: who forwards such a frame cuts it by this size again.
+    assert sizes.seen() == {families.mtu - (20 if families.inside == 4 else 40) - 32}
     assert bed.nodes[0].drops() == bed.nodes[1].drops() == {}
+
+
+class SegmentSizes:
+    """Listens on a sandbox's eth0 for how long the segments of GSO frames are, by the kernel."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._socket = sandbox.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self._socket.setsockopt(SOL_PACKET, PACKET_VNET_HEADER, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+        self._socket.bind(("eth0", 0x0003))
+
+    def seen(self) -> set[int]:
+        """Of the frames that came in since the start."""
+        found = set()
+        while True:
+            try:
+                data, (_, _, kind, *_) = self._socket.recvfrom(64, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return found
+            size = int.from_bytes(data[4:6], sys.byteorder)  # struct virtio_net_hdr
+            if kind != socket.PACKET_OUTGOING and data[1] and size:
+                found.add(size)
 
 
 def test_without_tunnel_segmentation_the_wire_has_segments_and_the_sandbox_merges_them(

@@ -40,12 +40,11 @@ def statements() -> list[list[str]]:
 
 @cache
 def functions_of(name: str) -> frozenset[str]:
-    """The test functions of a file of that name below tests/."""
-    (path,) = [path for path in TESTS.rglob(name)]
-    tree = ast.parse(path.read_text())
+    """The test functions of the files of that name below tests/."""
     return frozenset(
         node.name
-        for node in ast.walk(tree)
+        for path in TESTS.rglob(name)
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     )
 

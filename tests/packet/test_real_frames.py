@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames longer than BPF_PROG_TEST_RUN takes, and frames in pieces of memory: sent for real.
+"""What BPF_PROG_TEST_RUN cannot carry, sent for real: long frames, frames in pieces of memory,
+frames of which a NIC has verified something.
 
 From the far end of a veth uplink of 9,000 bytes, by a packet socket whose
 virtio-net header says how much of the frame is to lie together.
@@ -18,6 +19,7 @@ import pytest
 
 from geneve_ebpf.host import namespaces
 from tests import packets, programs
+from tests.nodes import set_features, socket_in
 from tests.packets import (
     ALICE,
     ALICE6,
@@ -33,7 +35,7 @@ from tests.packets import (
     to_guest,
     vtep_of,
 )
-from tests.programs import WIRE_END, Node
+from tests.programs import UPLINK, WIRE_END, Node
 from tests.wire import Capture
 
 MTU = 9000
@@ -61,11 +63,11 @@ class Wire:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(263, _VNET_HEADER, 1)
         self._socket.bind((WIRE_END, 0))
-        self._sandbox = Capture(node.slot_netns(0), "eth0")
+        self.sandbox = Capture(node.slot_netns(0), "eth0")
 
     def close(self) -> None:
         self._socket.close()
-        self._sandbox.close()
+        self.sandbox.close()
 
     def carry(self, frame: bytes, *, together: int = 0, checksum_at: int = 0) -> None:
         """Put a frame on the uplink; `checksum_at`: where a checksum is left to the NIC."""
@@ -74,27 +76,36 @@ class Wire:
         header = struct.pack("=BBHHHH", flags, 0, together, 0, start, 6 if start else 0)
         self._socket.send(header + frame)
 
+    def refused(self) -> dict[str, int]:
+        """What was dropped of what came by the uplink; the sandbox's own answers are not in it."""
+        rows = self.node.counted().items()
+        return {row: count for row, (count, _) in rows if row.startswith("rx ")}
+
     def delivered(self, frame: bytes, **how: int) -> bytes | None:
         """What eth0 gets of it; None if the program counts a drop instead."""
-        before = self.node.counted()
-        self._sandbox.frames()
+        before = self.refused()
+        self.sandbox.frames()
         self.carry(frame, **how)
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
-            for found in self._sandbox.wait(0.02):
-                return found.data
-            if self.node.counted() != before:
+            for found in self.heard(0.02):
+                return found
+            if self.refused() != before:
                 return None
         raise AssertionError("neither delivered nor counted")
 
+    def heard(self, seconds: float) -> list[bytes]:
+        """What came to eth0 and not from it."""
+        return [one.data for one in self.sandbox.wait(seconds) if not one.outgoing]
+
     def dropped(self, frame: bytes, **how: int) -> dict[str, int]:
         """The rows that grew, by how much."""
-        before = self.node.counted()
+        before = self.refused()
         assert self.delivered(frame, **how) is None
         return {
-            row: count - before[row][0]
-            for row, (count, _) in self.node.counted().items()
-            if count != before[row][0]
+            row: count - before[row]
+            for row, count in self.refused().items()
+            if count != before[row]
         }
 
 
@@ -190,6 +201,60 @@ def test_long_packet_without_outer_checksum_arrives_whole(wire: Wire, layer, siz
 
     assert got == bytes(to_guest(payload, REMOTE))
     assert packets.faults(got) == []
+
+
+def test_what_was_verified_is_the_outer_checksum_alone(wire: Wire):
+    """GRO on the uplink has found the outer checksum right; a wrong inner one must not pass for it.
+
+    The sandbox's own stack says: it verifies what it is not told was verified.
+    """
+    set_features(wire.node.netns, WIRE_END, "tso", "off")  # or veth takes its frames past GRO
+    set_features(wire.node.netns, UPLINK, "gro", "on")
+    listener = socket_in(wire.node.slot_netns(0), socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        listener.bind(("", 5000))
+        listener.settimeout(5)
+        for text, chksum in ((b"wrong", 0x1234), (b"right", None)):
+            payload = UDP(sport=1, dport=5000, chksum=chksum) / Raw(text)
+            frame = wire.node.arriving(in_vpc(payload, REMOTE, ALICE), udp={"chksum": None})
+            assert wire.delivered(bytes(frame)) is not None  # into the sandbox, both of them
+
+        assert listener.recv(100) == b"right"
+    finally:
+        listener.close()
+        set_features(wire.node.netns, UPLINK, "gro", "off")
+        set_features(wire.node.netns, WIRE_END, "tso", "on")
+
+
+def test_merging_by_outer_udp_alone_delivers_nothing_wrong(wire: Wire):
+    """rx-udp-gro-forwarding glues datagrams together without a look inside.
+
+    Each is delivered as it was, or counted as dropped with those it was glued to.
+    """
+    set_features(wire.node.netns, UPLINK, "gro", "on", "rx-udp-gro-forwarding", "on")
+    sent = [bytes([number]) * 600 for number in range(1, 65)]
+    wanted = {bytes(to_guest(UDP(sport=1, dport=2) / Raw(one), REMOTE)) for one in sent}
+    frames = [
+        bytes(wire.node.arriving(in_vpc(UDP(sport=1, dport=2) / Raw(one), REMOTE, ALICE)))
+        for one in sent
+    ]
+    before, heard, dropped = wire.refused(), [], 0
+    try:
+        for frame in frames:
+            wire.carry(frame)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            heard += wire.heard(0.05)
+            dropped = wire.refused()["rx inner_length"] - before["rx inner_length"]
+            if len(heard) + 2 * dropped >= len(sent):
+                break
+    finally:
+        set_features(wire.node.netns, UPLINK, "gro", "off", "rx-udp-gro-forwarding", "off")
+
+    assert set(heard) <= wanted
+    assert len(heard) == len(sent) or dropped
+    grown = {row for row, count in wire.refused().items() if count != before[row]}
+    assert grown <= {"rx inner_length"}
 
 
 def ones_sum(raw: bytes) -> int:
