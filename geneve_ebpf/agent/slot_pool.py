@@ -69,6 +69,7 @@ class SlotPool:
         self.problem = ""  # why slots cannot be made, if so
         self.uplink_problems: list[str] = []  # a sentence for each uplink that takes no part
         self.on_mtu: Callable[[int], None] = lambda _: None  # called with the slots' MTU
+        self._mtu = dataplane.mtu
         self._dataplane = dataplane
         self._log = log
         self._places: dict[int, Place] = {}
@@ -276,9 +277,10 @@ class SlotPool:
         self._look()
 
     def _on_uplinks(self, mtu: int, problems: list[str]) -> None:
-        if problems != self.uplink_problems:
-            self._log.warning("uplinks", mtu=mtu, problems="; ".join(problems) or "none")
-        self.uplink_problems = problems
+        if (mtu, problems) != (self._mtu, self.uplink_problems):
+            say = self._log.warning if problems else self._log.info
+            say("uplinks", slot_mtu=mtu, problems="; ".join(problems) or "none")
+        self._mtu, self.uplink_problems = mtu, problems
         self.on_mtu(mtu)
 
     def _lost(self, index: int) -> None:

@@ -90,6 +90,25 @@ def test_the_largest_packet_fills_the_wire(bed: Bed, ends: tuple[Sandbox, Sandbo
     assert max(len(frame.data) for frame in wire.frames()) == 1500 + ETHERNET
 
 
+def test_a_routes_own_mtu_counts(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> None:
+    """The kernel is asked for each packet: a tighter route is kept from the next one on. The MTU has
+    to be locked, else the kernel holds it a hint that forwarding need not heed."""
+    a, b = bed.nodes
+    one, two = ends
+    outside = a.settings.vtep.version
+    inside = two.endpoint.address6.version if two.endpoint.address6 else 4
+    fits = 1400 - OVERHEAD[outside] - HEADERS[inside]
+    assert one.ping(two.address, "-M", "do", "-s", fits + 1, count=1) == 1
+    before = a.drops()
+    a.run("ip", f"-{outside}", "route", "add", b.vtep, "dev", "uplink0", "mtu", "lock", 1400)
+    try:
+        assert one.ping(two.address, "-M", "do", "-s", fits, count=1) == 1
+        assert one.ping(two.address, "-M", "do", "-s", fits + 1, count=1, wait=0.3) == 0
+        assert a.gained(before, expected := {"tx too_big": 1}) == expected
+    finally:
+        a.run("ip", f"-{outside}", "route", "delete", b.vtep, "dev", "uplink0", "mtu", "lock", 1400)
+
+
 def test_a_sandbox_with_a_larger_mtu_is_not_dropped_unseen(
     bed: Bed, ends: tuple[Sandbox, Sandbox]
 ) -> None:
