@@ -91,8 +91,8 @@ def test_the_largest_packet_fills_the_wire(bed: Bed, ends: tuple[Sandbox, Sandbo
 
 
 def test_a_routes_own_mtu_counts(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> None:
-    """The kernel is asked for each packet: a tighter route is kept from the next one on. The MTU has
-    to be locked, else the kernel holds it a hint that forwarding need not heed."""
+    """The kernel is asked for each packet: a tighter route is kept from the next one on. Its MTU
+    must be locked, else the kernel holds it a hint that forwarding need not heed."""
     a, b = bed.nodes
     one, two = ends
     outside = a.settings.vtep.version
