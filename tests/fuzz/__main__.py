@@ -96,7 +96,9 @@ def rounds(under_test: UnderTest, plan: Plan, seed: int) -> Iterator[Progress]:
         seed += 1
 
 
-def _worker(pipe: Connection, plan: Plan, number: int) -> None:
+def _worker(pipe: Connection, others: list[Connection], plan: Plan, number: int) -> None:
+    for other in others:  # or a parent that died would not be missed
+        other.close()
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[number]})
     with programs.loaded(SLOTS) as node:
         under_test = UnderTest(node)
@@ -105,6 +107,8 @@ def _worker(pipe: Connection, plan: Plan, number: int) -> None:
                 pipe.send(progress)
                 if pipe.recv() == "end":
                     break
+        except (EOFError, BrokenPipeError):
+            pass
         finally:
             under_test.close()
 
@@ -117,10 +121,10 @@ def run(plan: Plan, workers: int) -> int:
     pipes = []
     for number in range(workers):
         ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.Process(target=_worker, args=(theirs, plan, number))
+        pipes.append(ours)
+        process = multiprocessing.Process(target=_worker, args=(theirs, pipes, plan, number))
         process.start()
         theirs.close()
-        pipes.append(ours)
     shown = 0.0
     while pipes:
         for pipe in wait(pipes):

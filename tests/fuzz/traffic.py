@@ -175,6 +175,8 @@ class Traffic:
 
     def _damaged(self, frame: bytes) -> bytes:
         """Most frames as they are; some with bytes changed, cut off, or put behind."""
+        if len(frame) > 1000 and self._chance(0.2):
+            frame += bytes(1 + self._below(46))
         luck = self._random()
         if luck < 0.72:
             return self._fitting(frame)
@@ -251,16 +253,17 @@ class Traffic:
 
     # -- payloads
 
-    def _data(self) -> bytes:
+    def _data(self, before: int = 28) -> bytes:
+        """What is carried behind so many bytes of inner headers."""
         luck = self._random()
         if luck < 0.66:
             return self._bytes(self._below(40))
         if luck < 0.84:
             return self._bytes(self._below(300))
         # Around the sizes at which something begins not to fit.
-        headers = self._pick((50, 70)) + self._pick((20, 40, 60)) + self._pick((8, 20, 24, 32))
         limit = self._pick((1280, 1300, 1350, 1400, 1499, 1500, 1500, 2800))
-        return self._bytes(limit - headers + self._pick((-2, -1, 0, 0, 1, 2, 40)))
+        room = limit - before - (50 if self._underlay == 4 else 70)
+        return self._bytes(room + self._pick((-2, -1, 0, 0, 1, 2, 40)))
 
     def _mode(self) -> int:
         luck = self._random()
@@ -301,6 +304,7 @@ class Traffic:
         self, family: int, source: bytes, destination: bytes, *, backwards: bool
     ) -> tuple[int, bytes]:
         """(protocol, body). `backwards`: an ICMP error may quote what went the other way."""
+        header = 20 if family == 4 else 40
         luck = self._random()
         if luck < 0.32:
             syn = self._chance(0.35)
@@ -311,14 +315,15 @@ class Traffic:
                 source,
                 destination,
                 self._ports(),
-                self._data(),
+                self._data(header + 20 + len(options)),
                 flags=flags,
                 options=options,
                 mode=self._mode(),
                 words=words,
             )
         if luck < 0.6:
-            return 17, udp(source, destination, self._ports(), self._data(), mode=self._mode())
+            data = self._data(header + 8)
+            return 17, udp(source, destination, self._ports(), data, mode=self._mode())
         if luck < 0.68:
             if family == 4:
                 return 1, icmp4(self._pick((0, 8)), 0, 77, self._data(), mode=self._mode())

@@ -6,7 +6,7 @@ The order of the checks is in docs/fuzzing.md.
 
 from __future__ import annotations
 
-from tests.model import arp, geneve, mtu, packet, translate
+from tests.model import arp, dhcp, geneve, mtu, nd, packet, translate
 from tests.model.packet import ARP, IPV4, IPV6, Packet
 from tests.model.state import (
     BLACKHOLE,
@@ -62,6 +62,14 @@ def _sends(node: Node, frame: bytes, context: Context) -> Outcome:
         if not binding.generation:
             raise Drop("unbound") from None
         raise
+    if not nd.ANSWERED:
+        pass
+    elif nd.is_membership(inner):
+        raise Drop("group_membership")
+    elif nd.is_discovery(inner):
+        return nd.answer_sandbox(config, inner)
+    elif dhcp.is_question(config, inner):
+        return dhcp.answer(config, inner)
     if not binding.generation:
         raise Drop("unbound")
     if inner.source != (config.guest if inner.family == 4 else config.guest6):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.model import arp, geneve, mtu, packet
-from tests.model.packet import ARP, IPV4, IPV6, TEB
+from tests.model import arp, geneve, mtu, nd, packet
+from tests.model.packet import ARP, IPV4, IPV6, TEB, Packet
 from tests.model.sandbox import find_endpoint, to_guest
 from tests.model.state import (
     PASS_ON,
@@ -155,10 +155,12 @@ def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
     config, data = node.config, frame[14:]
     opened = open_tunnel(config, data, arrival)
     vni, protocol, payload, end = opened.vni, opened.protocol, opened.payload, opened.end
+    asker = b""
     if protocol == TEB:
         if payload + 14 > end:
             raise Drop("short_frame")
         protocol = word(data, payload + 12)
+        asker = data[payload + 6 : payload + 12]
         payload += 14
         if protocol == ARP:
             return _answer_arp(node, arrival.sender, vni, data[payload:], end - payload)
@@ -169,6 +171,10 @@ def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
     family = 4 if protocol == IPV4 else 6
     # Behind the packet there may be padding, the outer frame's as well.
     inner = packet.read(data[payload:], family, end - payload)
+    if nd.ANSWERED and nd.is_discovery(inner):
+        if not asker:
+            raise Drop("nd_refused")
+        return _answer_solicitation(node, arrival.sender, vni, inner, asker)
     to = find_endpoint(node, vni, inner.destination)
     if to is None:
         raise Drop("no_endpoint")
@@ -193,6 +199,23 @@ def _answer_arp(node: Node, sender: bytes, vni: int, data: bytes, end: int) -> O
     mac = node.bindings[to.slot].mac
     payload = arp.answer(question, mac) + data[arp.LENGTH :]
     return _answer(node, sender, vni, question[8:14] + mac, ARP, payload, "wire_arp_answered")
+
+
+def _answer_solicitation(
+    node: Node, sender: bytes, vni: int, packet: Packet, asker: bytes
+) -> Outcome:
+    """The same by neighbour discovery; what pads the question is gone."""
+    message = nd.read_question(packet)
+    if message[0] != nd.NEIGHBOUR_SOLICITATION:
+        raise Drop("nd_refused")
+    target = message[8:24]
+    to = find_endpoint(node, vni, target)
+    if to is None:
+        raise Drop("no_endpoint")
+    mac = node.bindings[to.slot].mac
+    answer = nd.neighbour(target, mac, nd.SOLICITED | nd.OVERRIDE)
+    payload = nd.advertised(target, packet.source, answer)
+    return _answer(node, sender, vni, asker + mac, IPV6, payload, "wire_nd_answered")
 
 
 def _answer(
