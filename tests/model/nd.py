@@ -8,14 +8,10 @@ address.
 
 from __future__ import annotations
 
-from geneve_ebpf.abi import bpf_directory
 from tests.model.packet import ICMP, Packet
 from tests.model.state import REDIRECT as TO_INTERFACE
 from tests.model.state import ZERO6, Config, Drop, Outcome
 from tests.model.sums import checksum, ones, pseudo
-
-# The programs of this version answer at all.
-ANSWERED = (bpf_directory() / "lib" / "nd.h").exists()
 
 ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT = 133, 134
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136

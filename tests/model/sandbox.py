@@ -62,13 +62,11 @@ def _sends(node: Node, frame: bytes, context: Context) -> Outcome:
         if not binding.generation:
             raise Drop("unbound") from None
         raise
-    if not nd.ANSWERED:
-        pass
-    elif nd.is_membership(inner):
+    if nd.is_membership(inner):
         raise Drop("group_membership")
-    elif nd.is_discovery(inner):
+    if nd.is_discovery(inner):
         return nd.answer_sandbox(config, inner)
-    elif dhcp.is_question(config, inner):
+    if dhcp.is_question(config, inner):
         return dhcp.answer(config, inner)
     if not binding.generation:
         raise Drop("unbound")

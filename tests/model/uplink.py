@@ -171,7 +171,7 @@ def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
     family = 4 if protocol == IPV4 else 6
     # Behind the packet there may be padding, the outer frame's as well.
     inner = packet.read(data[payload:], family, end - payload)
-    if nd.ANSWERED and nd.is_discovery(inner):
+    if nd.is_discovery(inner):
         if not asker:
             raise Drop("nd_refused")
         return _answer_solicitation(node, arrival.sender, vni, inner, asker)
