@@ -154,7 +154,7 @@ static inline int forward(struct __sk_buff *skb,
 	if ((eth->h_dest[0] & 1) || !is_unicast(&inner->destination))
 		return drop(skb, DIRECTION_TX, DROP_NOT_UNICAST);
 	own = vpc_address(from, inner->family);
-	if (!own.word[3] && !own.word[0])
+	if (inner->family == 6 ? !is_set(&own) : !from->address)
 		return drop(skb, DIRECTION_TX, DROP_NO_ADDRESS);
 
 	reason = find_endpoint(from->vni, &inner->destination, &to, &to_binding);

@@ -6,8 +6,12 @@ test_sandbox_tx.py and test_uplink_rx.py say the rest for IPv4 over IPv4.
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
+
 import pytest
 
+from geneve_ebpf import abi
+from geneve_ebpf.loader.maps import SharedArray
 from tests.packets import (
     ALICE,
     ALICE6,
@@ -261,6 +265,19 @@ def test_sandbox_cannot_send_a_family_it_has_no_address_of(any_node: Node, slot,
     sent = from_guest(UDP(), peer)
 
     assert_dropped(any_node.sends(sent, slot=slot), "tx no_address", sent)
+
+
+def test_ipv6_address_with_zeros_at_both_ends_is_one(any_node: Node):
+    """0:0:1:: is not ::, which says that there is none."""
+    bindings = SharedArray(any_node.pins.map("bindings"), abi.Binding, writable=True)
+    bindings.row(4).address6 = abi.Address.of(IPv6Address("0:0:1::"))
+    try:
+        run = any_node.sends(from_guest(UDP(), REMOTE6), slot=4)
+    finally:
+        bindings.row(4).address6 = abi.Address()
+        bindings.close()
+
+    assert run.verdict == REDIRECT
 
 
 @pytest.mark.parametrize(
