@@ -336,10 +336,11 @@ def test_later_fragment_of_ipv6_is_not_answered(node: Node):
 @FAMILIES
 def test_padding_alone_is_not_answered(node: Node, family: int):
     """The packet has the right size already: no MTU would change that."""
-    just_fits = bytes(long_packet(there(family), mtu_to(node) - 6)) + bytes(6)
+    for short in (6, 0):
+        just_fits = bytes(long_packet(there(family), mtu_to(node) - short)) + bytes(short)
 
-    assert node.sends(just_fits).counted == {}
-    assert_not_told(node.sends(just_fits + b"\0"), just_fits + b"\0")
+        assert node.sends(just_fits).counted == {}
+        assert_not_told(node.sends(just_fits + b"\0"), just_fits + b"\0")
 
 
 def test_nothing_under_1280_is_said_of_ipv6(node: Node):
@@ -385,6 +386,15 @@ def test_each_answer_is_worth_ten_milliseconds(node: Node):
     after = time.monotonic_ns()
 
     assert before + INTERVAL <= with_limits(node) <= after + INTERVAL
+
+
+def test_answers_that_were_not_waited_for_add_up(node: Node):
+    """Or ten at once would be ten every time."""
+    due = with_limits(node, due=time.monotonic_ns() + 8 * INTERVAL)
+
+    node.sends(long_packet(REMOTE, 1490))
+
+    assert with_limits(node) >= due + INTERVAL
 
 
 def test_what_may_not_be_answered_uses_nothing_up(node: Node):
