@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 
@@ -165,3 +166,39 @@ def test_nothing_of_a_detached_sandbox_is_left(bed: Bed, ends: tuple[Sandbox, Sa
 
     assert not one.reaches(two.address)
     assert eventually(lambda: b.drops() != before)
+
+
+@pytest.mark.parametrize("says_so", [True, False], ids=["announced", "unsaid"])
+def test_a_node_that_changes_its_mac_is_found_again(bed: Bed, says_so: bool) -> None:
+    """At once when it announces the new one, else when the kernel asks after a neighbour that does
+    not answer any more: the entry ages as if the host itself had sent."""
+    a, b = bed.nodes
+    one, two = a.sandbox(BLUE, "10.0.1.5"), b.sandbox(BLUE, "10.0.2.5")
+    family, notify = {4: ("ipv4", "arp_notify"), 6: ("ipv6", "ndisc_notify")}[
+        a.settings.vtep.version
+    ]
+    b.run("sysctl", "-qw", f"net.{family}.conf.uplink0.{notify}={int(says_so)}")
+    for name, value in (
+        ("base_reachable_time_ms", 60_000 if says_so else 300),
+        ("delay_first_probe_time", 1),
+        ("retrans_time_ms", 100),
+        ("locktime", 0),
+    ):
+        a.run("sysctl", "-qw", f"net.{family}.neigh.uplink0.{name}={value}")
+    a.run("ip", "neighbour", "flush", "dev", "uplink0")
+    before = json.loads(b.run("ip", "-j", "link", "show", "uplink0"))[0]["address"]
+    assert one.ping(two.address) == 3
+    wire = b.capture()
+    try:
+        b.run("ip", "link", "set", "uplink0", "address", "02:00:00:00:0b:0b")
+
+        assert eventually(lambda: one.ping(two.address, count=1, wait=0.2) == 1, 30)
+
+        arrived = [found for found in wire.tunnels() if found.ip.destination == b.settings.vtep]
+        assert arrived[-1].eth.destination == "02:00:00:00:0b:0b"
+        if not says_so:  # it was lost on the old one first
+            assert arrived[0].eth.destination == before
+    finally:
+        b.run("ip", "link", "set", "uplink0", "address", before)
+        a.run("ip", "neighbour", "flush", "dev", "uplink0")
+        bed.clear()
