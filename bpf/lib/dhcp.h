@@ -77,7 +77,6 @@ struct bootp {
 #define DHCP_RELAY_AT (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udp) + 24)
 #define DHCP_OPTIONS_AT (DHCP_RELAY_AT + 20 + 192 + 4)
 
-
 struct dhcp_number {
 	__u8 code;
 	__u8 length;
@@ -142,7 +141,8 @@ struct dhcp_wish {
 /* Read the options, which go on to `end`.
  *
  * The verifier walks what follows anew for every constant that may be in a
- * variable. So the loop leaves places, and what is missing is read like the rest.
+ * variable. So the loop leaves places, and what is missing is read like the rest,
+ * where zeros are.
  */
 static inline enum drop_reason read_wish(struct __sk_buff *skb, __u32 end,
 					 struct dhcp_wish *wish)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Neighbour discovery (RFC 4861): which solicitations get an answer, and what it is.
+/* Neighbour discovery (RFC 4861): which solicitations get an answer, and what it
+ * is.
  *
  * A solicitation from :: is how hosts look for duplicates, and so is a question
  * for the asker's own address: answering one makes a guest give up its address.
@@ -162,7 +163,7 @@ static inline enum drop_reason read_question(struct __sk_buff *skb,
 	if (length % 8 || length > ND_MAX || question->nd.code ||
 	    ip->hop_limit != ND_HOP_LIMIT)
 		return DROP_ND_REFUSED;
-	/* pseudo_sum(), by a helper that needs none of our stack. */
+	/* pseudo_sum(), by a helper that needs none of our stack, which is full. */
 	sum = bpf_csum_diff(0, 0, (__be32 *)&ip->source, 32,
 			    to_be32(length) + to_be32(IPPROTO_ICMPV6));
 	if (sum_bytes(skb, at, length, (__u32)sum, ND_MAX) != 0xffff)
@@ -191,17 +192,17 @@ static inline enum drop_reason read_question(struct __sk_buff *skb,
 	}
 	if (at != end)
 		return DROP_ND_REFUSED;
-	if (question->nd.type == NEIGHBOUR_SOLICITATION)
-		return !is_set(&ip->source) ||
-				       same_address(&ip->source,
-						    &question->nd.target) ||
-				       !reaches(&ip->destination,
-						&question->nd.target) ?
-			       DROP_ND_REFUSED :
-			       DROP_NONE;
-	/* Nobody has no MAC. */
-	return !is_set(&ip->source) && source_mac != none ? DROP_ND_REFUSED :
-							    DROP_NONE;
+	if (question->nd.type == ROUTER_SOLICITATION)
+		/* Nobody has no MAC. */
+		return is_set(&ip->source) || source_mac == none ?
+			       DROP_NONE :
+			       DROP_ND_REFUSED;
+	return is_set(&ip->source) &&
+			       !same_address(&ip->source,
+					     &question->nd.target) &&
+			       reaches(&ip->destination, &question->nd.target) ?
+		       DROP_NONE :
+		       DROP_ND_REFUSED;
 }
 
 /* An answer's place, or 0. What sums were taken in is free again. */

@@ -243,6 +243,7 @@ def test_identifier_beyond_64_bytes_is_left_out(node: Node, length):
 
 
 UNUSUAL = {
+    "1536-bytes": request("discover", padding=1536 - len(bytes(request("discover"))) + 34),
     "pads-between-options": request("discover", "pad", "pad", ("hostname", "guest"), "pad"),
     "thirty-options": request("discover", *[("hostname", "h")] * 30),
     "overloaded-file-and-name": request("discover", ("dhcp-option-overload", 3), file=b"\x35\1\3"),
@@ -316,9 +317,7 @@ DISCOVER = request("discover")
 LENGTH = len(bytes(DISCOVER)) - 34
 REFUSED = {
     "decline": request("decline", ("server_id", GATEWAY), ("requested_addr", GUEST)),
-    "release": renewal()[Ether].__class__(
-        bytes(request("release", ("server_id", GATEWAY), src=GUEST, dst=GATEWAY, ciaddr=GUEST))
-    ),
+    "release": request("release", ("server_id", GATEWAY), src=GUEST, dst=GATEWAY, ciaddr=GUEST),
     "offer": request("offer"),
     "acknowledgement": request("ack"),
     "of-a-type-nobody-knows": request(99),
@@ -335,6 +334,7 @@ REFUSED = {
     "through-a-relay": request("discover", giaddr=GATEWAY),
     "option-beyond-the-end": changed(DISCOVER, len(bytes(DISCOVER)) - 2, b"\x01\x09"),
     "option-without-a-length": changed(DISCOVER, len(bytes(DISCOVER)) - 1, b"\x01"),
+    "more-than-1536-bytes": request("discover", padding=1536 - LENGTH + 1),
     "forty-options": request("discover", *[("hostname", "h")] * 40),
     "wrong-sum": request("discover", udp={"chksum": 0x1234}),
     "wrong-ip-sum": request("discover", ip={"chksum": 0x1234}),

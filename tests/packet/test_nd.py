@@ -227,6 +227,7 @@ REFUSED = {
     "option-of-no-length": solicitation(options=b"\x01\x00" + bytes(6)),
     "option-beyond-the-end": solicitation(options=b"\x01\x02" + bytes(6)),
     "half-an-option": solicitation(options=b"\x01\x01" + bytes(2)),
+    "more-than-a-kilobyte": solicitation(options=(b"\xc8\x20" + bytes(254)) * 4),
     "thirty-three-options": solicitation(options=(b"\x0e\x01" + bytes(6)) * 33),
     "behind-hop-by-hop": headed(IPv6ExtHdrHopByHop(), solicitation()),
     "behind-destination-options": headed(IPv6ExtHdrDestOpt(), solicitation()),
