@@ -94,12 +94,12 @@ static inline enum drop_reason skip_extensions(struct __sk_buff *skb,
 		    inner->protocol != IPPROTO_DSTOPTS &&
 		    inner->protocol != IPPROTO_FRAGMENT)
 			return DROP_NONE;
-		if (i == EXTENSIONS_MAX)
-			break;
 		/* None is shorter; behind the packet's end is padding. */
 		if (inner->l4 + 8 > inner->l3 + inner->length ||
 		    read_bytes(skb, inner->l4, start, sizeof(start)))
 			return DROP_SHORT_FRAME;
+		if (i == EXTENSIONS_MAX)
+			break;
 		if (inner->protocol == IPPROTO_ROUTING && start[3])
 			return DROP_EXTENSION_HEADER;
 		if (inner->protocol == IPPROTO_FRAGMENT) {

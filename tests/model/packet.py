@@ -84,7 +84,7 @@ def _read6(data: bytes, room: int) -> Packet:
             return packet
         _skip_extension(packet)
     if packet.protocol in EXTENSIONS and packet.first:
-        raise Drop("extension_header")
+        raise Drop("short_frame" if packet.body + 8 > packet.length else "extension_header")
     return packet
 
 

@@ -141,6 +141,17 @@ def test_six_extension_headers_are_read_and_no_more(under_test: UnderTest, count
     assert outcome.drop == drop
 
 
+@pytest.mark.parametrize("words", [0, 64], ids=["ends", "overruns"])
+def test_seventh_extension_header_that_is_not_there_is_cut_off(under_test: UnderTest, words: int):
+    """Whether the packet ends behind the sixth or within it: that comes before their number."""
+    headers = (b"\x3c\0" + bytes(6)) * 5 + bytes([60, words]) + bytes(6)
+    packet = builder.ipv6(GUEST6, REMOTE6, 60, headers)
+
+    outcome = agreed(under_test, SANDBOX_TX, from_alice(packet, padding=bytes(60)))
+
+    assert outcome.drop == "tx short_frame"
+
+
 def test_icmp_without_a_type_does_not_borrow_one_from_the_padding(under_test: UnderTest):
     """An IPv4 header that announces ICMP and ends."""
     packet = builder.ipv4(GUEST, REMOTE4, 1, b"")
