@@ -441,6 +441,16 @@ def test_quote_that_ends_before_the_ports_means_nothing(paths: Paths, length: in
     assert_ignored(paths, report(paths.node, 1400, length=length + more))
 
 
+def test_quote_that_goes_on_in_the_padding_means_nothing(paths: Paths):
+    """A message is as long as its IP packet says."""
+    header = 20 if paths.node.family == 4 else 40
+    whole = outer_packet(paths.node)
+
+    short = bytes(report(paths.node, 1400, length=header))
+
+    assert_ignored(paths, short + whole[header : header + 60])
+
+
 def test_other_messages_mean_nothing(paths: Paths):
     """Unreachable for other reasons, an echo with our packet in it."""
     kinds = [{"code": 3}, {"type": 11, "code": 0}, {"type": 8, "code": 4}, {"type": 5, "code": 4}]
