@@ -87,7 +87,7 @@ static inline enum drop_reason skip_extensions(struct __sk_buff *skb,
 	__u8 start[4];		/* next header, length, and what follows */
 	int i;
 
-#pragma clang loop unroll(disable)
+#pragma unroll
 	for (i = 0; i <= EXTENSIONS_MAX; i++) {
 		if (inner->protocol != IPPROTO_HOPOPTS &&
 		    inner->protocol != IPPROTO_ROUTING &&
