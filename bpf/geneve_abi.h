@@ -14,6 +14,7 @@
 #define GENEVE_ABI_H
 
 #define MAX_SLOTS 16384
+#define MAX_ENDPOINTS 32768	/* a slot may have one of each family */
 #define MAX_ROUTES 2097152	/* per map; nothing is allocated ahead */
 #define MAX_NEXTHOPS 65536
 #define MAX_VTEPS 65536
@@ -43,7 +44,9 @@ struct node_config {
 	__u8 pad[2];
 };
 
-/* One row, mapped into user space: what the writers count, and uplink_rx keeps. */
+/* One row, mapped into user space: what the writers count, and what the programs
+ * keep of path MTUs.
+ */
 struct node_state {
 	__u64 generation;	/* the last one given to a binding */
 	__u64 fold_sequence;	/* odd while counters move from slot to VPC */
@@ -142,7 +145,7 @@ struct traffic {
 	__u64 bytes;		/* of inner IP */
 };
 
-/* Room to take a checksum in; no state. */
+/* Room to take a checksum in, or to make an answer; no state. */
 #define SCRATCH_SIZE 512	/* bytes a step; a multiple of 4 */
 struct scratch {
 	__u8 bytes[SCRATCH_SIZE + 4];

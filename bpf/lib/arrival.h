@@ -22,7 +22,8 @@ struct arrival {
 	__u8 family;		/* of the underlay: 4 or 6 */
 	__u8 ecn;
 	__u8 odd;		/* enum drop_reason, one byte: it cannot be taken */
-	__u8 pad[3];
+	__u8 unsummed;		/* the UDP checksum is still the device's to make */
+	__u8 pad[2];
 };
 
 /* UDP to our VTEP and port? Fills in sender, udp, family and ecn, and what makes
@@ -116,7 +117,7 @@ static inline int read_outer(struct __sk_buff *skb, const __u32 l2,
  */
 static inline int checksum_holds(struct __sk_buff *skb,
 				 const struct node_config *config,
-				 const struct arrival *arrival,
+				 struct arrival *arrival,
 				 const struct udp *udp)
 {
 	__u32 length = from_be16(udp->length);
@@ -126,8 +127,10 @@ static inline int checksum_holds(struct __sk_buff *skb,
 		return 1;
 	pseudo = pseudo_sum(&arrival->sender, &config->vtep, length,
 			    IPPROTO_UDP);
-	if (udp->checksum == fold(pseudo))
+	if (udp->checksum == fold(pseudo)) {
+		arrival->unsummed = 1;
 		return 1;
+	}
 	if (bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0)
 		return 1;
 	return sum_bytes(skb, arrival->udp, length, pseudo,

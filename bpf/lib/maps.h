@@ -31,7 +31,7 @@ BPF_TABLE_PINNED("array", __u32, struct binding, bindings, MAX_SLOTS,
 
 /* Agent, at attach and detach. */
 BPF_TABLE_PINNED("hash", struct endpoint_key, struct endpoint, endpoints,
-		 MAX_SLOTS, PIN_DIR "/endpoints");
+		 MAX_ENDPOINTS, PIN_DIR "/endpoints");
 
 /* Agent, as desired state changes. */
 BPF_TABLE_PINNED("hash", struct host_key, struct route, routes_exact,

@@ -16,6 +16,20 @@
 #include "nd.h"
 #include "outer.h"
 
+/* The question came with a UDP checksum that was still the device's to make, and
+ * the kernel keeps saying so: then it needs the pseudo-header's sum.
+ */
+static inline long leave_to_device(struct __sk_buff *skb,
+				   const struct node_config *config,
+				   const struct arrival *arrival)
+{
+	__u32 at = ETH_HLEN + overhead(config) - sizeof(struct tunnel);
+	__be16 sum = fold(pseudo_sum(&config->vtep, &arrival->sender,
+				     skb->len - at, IPPROTO_UDP));
+
+	return bpf_skb_store_bytes(skb, at + 6, &sum, sizeof(sum), 0);
+}
+
 /* Send back what was rewritten in place behind the headers, to the VTEP that it
  * came from. The options were the sender's: an answer carries none. `bytes`: as
  * the question came.
@@ -37,12 +51,17 @@ static inline int answer_sender(struct __sk_buff *skb, const __u32 l2,
 		reason = DROP_TOO_BIG;
 	if (reason)
 		return drop_bytes(bytes, DIRECTION_RX, reason);
-	if ((!l2 && bpf_skb_change_head(skb, ETH_HLEN, 0)) ||
+	/* The kernel knows where the question's checksum was to go: nothing may
+	 * be taken out in front of that place.
+	 */
+	if ((options && arrival->unsummed) ||
+	    (!l2 && bpf_skb_change_head(skb, ETH_HLEN, 0)) ||
 	    (options &&
 	     bpf_skb_adjust_room(skb, -(__s32)options, BPF_ADJ_ROOM_MAC,
 				 BPF_F_ADJ_ROOM_FIXED_GSO)))
 		return drop_bytes(bytes, DIRECTION_RX, DROP_NO_ROOM);
-	if (write_front(skb, config, envelope, 0))
+	if (write_front(skb, config, envelope, 0) ||
+	    (arrival->unsummed && leave_to_device(skb, config, arrival)))
 		return drop_bytes(bytes, DIRECTION_RX, DROP_NO_REWRITE);
 	clear_bookkeeping(skb);
 	count_event(skb, event);
@@ -98,7 +117,9 @@ static inline int answer_wire_nd(struct __sk_buff *skb, const __u32 l2,
 	enum drop_reason reason;
 
 	reason = read_question(skb, inner, &question);
-	if (!reason && question.nd.type != NEIGHBOUR_SOLICITATION)
+	/* A mapped address would be found as the IPv4 address that it is not. */
+	if (!reason && (question.nd.type != NEIGHBOUR_SOLICITATION ||
+			is_ipv4(&question.nd.target)))
 		reason = DROP_ND_REFUSED;
 	if (!reason)
 		reason = find_endpoint(arrival->vni, &question.nd.target,

@@ -80,6 +80,7 @@ class SlotMaker:
         self._route = RouteSocket()
         self._vanishing: dict[int, float] = {}  # index -> when to stop waiting
         self._to_resize: list[int] = []
+        self._to_resize_later: set[int] = set()  # those that failed, once a round
         self._ear = RouteSocket(messages.LINKS)
         self._uplink_names = set(settings.uplinks)
         self._seen: Seen | None = None  # what the agent knows
@@ -137,11 +138,14 @@ class SlotMaker:
 
     def _resize_some(self) -> None:
         for index in self._to_resize[:_RESIZE_AT_ONCE]:
-            with contextlib.suppress(OSError):  # a slot that is going, or that somebody took apart
+            try:
                 slots.resize(self._place, index)
+            except OSError:  # somebody took it apart, or the kernel had no memory just now
+                self._to_resize_later.add(index)
         del self._to_resize[:_RESIZE_AT_ONCE]
 
     def _look_for_lost(self) -> None:
+        self._to_resize, self._to_resize_later = sorted(self._to_resize_later), set()
         for slot in self._plane.slots():
             waiting = slot.state in (SlotState.READY, SlotState.RESERVED)
             if waiting and slots.gone(slot.index):

@@ -8,7 +8,6 @@ that sandboxes are told: their eth0's MTU.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,7 @@ from geneve_ebpf.abi import OVERHEAD, NodeState
 from geneve_ebpf.dataplane.node import facts, write_facts
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host import links
-from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.host.netlink import IPRoute, NetlinkError, RouteSocket
 from geneve_ebpf.loader import hooks
 from geneve_ebpf.loader.maps import SharedArray
 from geneve_ebpf.loader.pins import Pins
@@ -69,12 +68,17 @@ class Uplinks:
             except GeneveError as error:
                 self._hung.pop(name, None)
                 problems.append(error.message)
-            except OSError as error:  # it went again meanwhile, or somebody's program is in the way
+            # It went again meanwhile, or somebody's program is in the way.
+            except (OSError, NetlinkError) as error:
                 self._hung.pop(name, None)
-                problems.append(f"uplink {name} takes no program: {error.strerror}")
-        with contextlib.suppress(GeneveError):  # on its way from one to another
-            if present:
+                problems.append(f"uplink {name} takes no program: {error}")
+        if present:
+            try:
                 hooks.follow_vrf(self._ip, hooks.vrf_of(present))
+            except GeneveError as error:  # on their way from one to another, at best
+                problems.append(error.message)
+            except (OSError, NetlinkError) as error:
+                problems.append(f"the uplinks' VRF cannot be followed: {error}")
         mtu = slot_mtu(self._settings, present) if present else self._facts.mtu
         if mtu != self._facts.mtu:
             self._facts = replace(self._facts, mtu=mtu)

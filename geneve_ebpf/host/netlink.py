@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from geneve_ebpf.host.messages import Request
 
-__all__ = ["IPRoute", "RouteSocket"]
+__all__ = ["IPRoute", "NetlinkError", "RouteSocket"]
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3

@@ -29,6 +29,7 @@ from geneve_ebpf.host import links, tc
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import bpf
 from geneve_ebpf.loader.pins import Pins
+from geneve_ebpf.model import MTU_MIN
 
 ANCHOR = "gnv-anchor"
 _FIRST_BLOCK = 6081
@@ -111,8 +112,11 @@ def drop_blocks(ip: IPRoute) -> None:
 def follow_vrf(ip: IPRoute, vrf: str) -> None:
     """Have the anchor, and with it route look-ups, in this VRF; "" for none."""
     anchor = links.describe(ip, ANCHOR)
-    if anchor is not None and anchor.master != vrf:
-        links.set_master(ip, anchor.index, links.index_of(ip, vrf) if vrf else 0)
+    if anchor is None or anchor.master == vrf:
+        return
+    master = links.index_of(ip, vrf) if vrf else 0
+    if master or not vrf:  # it may have gone meanwhile
+        links.set_master(ip, anchor.index, master)
 
 
 def find_uplink(ip: IPRoute, interface: str) -> links.Link:
@@ -131,6 +135,10 @@ def find_uplink(ip: IPRoute, interface: str) -> links.Link:
         raise _unfit(
             f"uplink {interface} is a port of the {found.master_kind} {found.master}",
             f"name {found.master} instead",
+        )
+    if found.mtu < MTU_MIN:
+        raise _unfit(
+            f"uplink {interface} has an MTU of {found.mtu}", f"give it {MTU_MIN} bytes at least"
         )
     _program_for(found)
     return found

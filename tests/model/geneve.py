@@ -102,6 +102,11 @@ def udp_sum_is_good(source: bytes, destination: bytes, udp: bytes) -> bool:
     return ones(head + udp) == 0xFFFF or field == ones(head)
 
 
+def pseudo_sum(source: bytes, destination: bytes, length: int) -> int:
+    """What stands in the UDP checksum's field until a device has made the checksum."""
+    return ones(pseudo(source, destination, UDP, length))
+
+
 def check_header(header: bytes) -> None:
     """A Geneve header with its options (RFC 8926 section 3.4). Raises Drop.
 

@@ -127,6 +127,8 @@ class Opened:
     protocol: int
     payload: int
     end: int
+    options: bool
+    unsummed: bool  # the field holds the pseudo-header's sum: the rest is a device's to add
 
 
 def open_tunnel(config: Config, data: bytes, arrival: Arrival) -> Opened:
@@ -148,7 +150,15 @@ def open_tunnel(config: Config, data: bytes, arrival: Arrival) -> Opened:
         raise Drop("short_frame")
     geneve.check_header(data[header:payload])
     vni = int.from_bytes(data[header + 4 : header + 7], "big")
-    return Opened(vni, word(data, header + 2), payload, end)
+    return Opened(
+        vni,
+        word(data, header + 2),
+        payload,
+        end,
+        options=payload > header + geneve.GENEVE_HEADER,
+        unsummed=word(data, udp + 6)
+        == geneve.pseudo_sum(arrival.sender, config.vtep, word(data, udp + 4)),
+    )
 
 
 def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
@@ -163,7 +173,7 @@ def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
         asker = data[payload + 6 : payload + 12]
         payload += 14
         if protocol == ARP:
-            return _answer_arp(node, arrival.sender, vni, data[payload:], end - payload)
+            return _answer_arp(node, arrival.sender, opened, data[payload:], end - payload)
         if protocol not in (IPV4, IPV6):
             raise Drop("not_ip")
     elif protocol not in (IPV4, IPV6):
@@ -174,7 +184,7 @@ def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
     if nd.is_discovery(inner):
         if not asker:
             raise Drop("nd_refused")
-        return _answer_solicitation(node, arrival.sender, vni, inner, asker)
+        return _answer_solicitation(node, arrival.sender, opened, inner, asker)
     to = find_endpoint(node, vni, inner.destination)
     if to is None:
         raise Drop("no_endpoint")
@@ -186,40 +196,42 @@ def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
     )
 
 
-def _answer_arp(node: Node, sender: bytes, vni: int, data: bytes, end: int) -> Outcome:
+def _answer_arp(node: Node, sender: bytes, opened: Opened, data: bytes, end: int) -> Outcome:
     """A peer that takes the VPC for one Ethernet asks for a sandbox's MAC."""
     question = data[: arp.LENGTH]
     if end < arp.LENGTH:
         raise Drop("short_frame")
     if not arp.is_question(question):
         raise Drop("arp_refused")
-    to = find_endpoint(node, vni, question[24:28])
+    to = find_endpoint(node, opened.vni, question[24:28])
     if to is None:
         raise Drop("no_endpoint")
     mac = node.bindings[to.slot].mac
     payload = arp.answer(question, mac) + data[arp.LENGTH :]
-    return _answer(node, sender, vni, question[8:14] + mac, ARP, payload, "wire_arp_answered")
+    return _answer(node, sender, opened, question[8:14] + mac, ARP, payload, "wire_arp_answered")
 
 
 def _answer_solicitation(
-    node: Node, sender: bytes, vni: int, packet: Packet, asker: bytes
+    node: Node, sender: bytes, opened: Opened, packet: Packet, asker: bytes
 ) -> Outcome:
     """The same by neighbour discovery; what pads the question is gone."""
     message = nd.read_question(packet)
     if message[0] != nd.NEIGHBOUR_SOLICITATION:
         raise Drop("nd_refused")
     target = message[8:24]
-    to = find_endpoint(node, vni, target)
+    if target.startswith(bytes(10) + b"\xff\xff"):
+        raise Drop("nd_refused")  # no IPv6 address, but an IPv4 one in disguise
+    to = find_endpoint(node, opened.vni, target)
     if to is None:
         raise Drop("no_endpoint")
     mac = node.bindings[to.slot].mac
     answer = nd.neighbour(target, mac, nd.SOLICITED | nd.OVERRIDE)
     payload = nd.advertised(target, packet.source, answer)
-    return _answer(node, sender, vni, asker + mac, IPV6, payload, "wire_nd_answered")
+    return _answer(node, sender, opened, asker + mac, IPV6, payload, "wire_nd_answered")
 
 
 def _answer(
-    node: Node, sender: bytes, vni: int, macs: bytes, kind: int, payload: bytes, event: str
+    node: Node, sender: bytes, opened: Opened, macs: bytes, kind: int, payload: bytes, event: str
 ) -> Outcome:
     """Back through the tunnel, to whom the question came from."""
     carried = underlay_mtu(sender)
@@ -227,9 +239,17 @@ def _answer(
         raise Drop("no_underlay_route")
     if len(payload) + geneve.overhead(sender) > carried:
         raise Drop("too_big")
+    frame = geneve.encapsulate(node.config, sender, opened.vni, macs, kind, payload, 0)
+    if opened.unsummed:
+        # The device would look for the sum where the options were.
+        if opened.options:
+            raise Drop("no_room")
+        at = 14 + geneve.overhead(sender) - 30
+        total = geneve.pseudo_sum(node.config.vtep, sender, len(frame) - at)
+        frame = frame[: at + 6] + total.to_bytes(2, "big") + frame[at + 8 :]
     return Outcome(
         REDIRECT,
-        geneve.encapsulate(node.config, sender, vni, macs, kind, payload, 0),
+        frame,
         events=(event,),
         free=geneve.free_fields(sender),
     )

@@ -24,7 +24,7 @@ SHAPES = {
     "node_state": (ARRAY, 1, MMAPABLE),
     "slot_by_ifindex": (HASH, "MAX_SLOTS", NO_PREALLOC),
     "bindings": (ARRAY, "MAX_SLOTS", MMAPABLE),
-    "endpoints": (HASH, "MAX_SLOTS", 0),
+    "endpoints": (HASH, "MAX_ENDPOINTS", 0),
     "routes_exact": (HASH, "MAX_ROUTES", NO_PREALLOC),
     "routes_lpm": (LPM_TRIE, "MAX_ROUTES", NO_PREALLOC),
     "nexthops": (HASH, "MAX_NEXTHOPS", NO_PREALLOC),

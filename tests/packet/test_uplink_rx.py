@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import struct
+from ipaddress import IPv4Address
+
 import pytest
 
 from tests.packets import (
@@ -454,6 +457,33 @@ def test_answer_to_a_question_with_options_has_none(node: Node, length):
 
     assert run.frame == answer_on_wire(run)
     assert run.counted == {"event wire_arp_answered": 1}
+
+
+def unsummed(src: str, dst: str, length: int) -> int:
+    """What a UDP checksum's field holds while the sum is still a device's to make."""
+    words = IPv4Address(src).packed + IPv4Address(dst).packed + struct.pack(">HH", 17, length)
+    return sum(struct.unpack(">6H", words)) % 0xFFFF
+
+
+def test_answer_to_a_question_that_a_device_was_to_sum_is_one_too(node: Node):
+    """The kernel would complete the answer's checksum from what stands in its field."""
+    length = 8 + 8 + len(question())
+    sent = arriving(node, question(), udp={"chksum": unsummed(PEER, NODE, length)})
+
+    run = node.receives(sent)
+
+    assert run.counted == {"event wire_arp_answered": 1}
+    assert int.from_bytes(run.frame[40:42], "big") == unsummed(NODE, PEER, length)
+    assert run.frame[:40] + bytes(2) + run.frame[42:] == answer_on_wire(run)
+
+
+def test_question_with_options_that_a_device_was_to_sum_has_no_answer(node: Node):
+    """Without them the device would sum somewhere else."""
+    length = 8 + 8 + 8 + len(question())
+    inner = options(8) + bytes(question())
+    sent = arriving(node, inner, optionlen=2, udp={"chksum": unsummed(PEER, NODE, length)})
+
+    assert_dropped(node.receives(sent), "no_room", sent)
 
 
 def test_answer_keeps_the_questions_padding(node: Node):
