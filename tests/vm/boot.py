@@ -56,6 +56,7 @@ def command(kernel: Path, report: Path, arguments: list[str]) -> list[str]:
     ]
     guest = [
         *("env", f"GENEVE_EBPF_TESTS_PATIENCE={PATIENCE}", "PYTHONUNBUFFERED=1", "HOME=/root"),
+        "GENEVE_EBPF_TESTS_COMPILED=/run/report/compiled",
         *("bash", str(ROOT / "tests/vm/guest.sh"), str(kernel), str(ROOT)),
         *PYTEST,
         *arguments,
@@ -73,6 +74,9 @@ def command(kernel: Path, report: Path, arguments: list[str]) -> list[str]:
         *("--disable-kvm", "--disable-microvm", "--force-initramfs", "--force-9p"),
         *("--memory", MEMORY, "--cpus", str(min(os.cpu_count() or 1, 4))),
         *(f"--qemu-opt={word}" for word in qemu),
+        # Nothing of what makes a kernel slow on purpose, nor complaints that it is slow.
+        *(f"--kopt={word}" for word in ("mitigations=off", "nokaslr", "nowatchdog")),
+        "--kopt=rcupdate.rcu_cpu_stall_suppress=1",
         *("--show-boot-console", "--script-sh", shlex.join(guest)),
     ]
 
@@ -105,35 +109,42 @@ def _follow(process: subprocess.Popen[bytes], end: float) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Boot, follow, report. The exit status."""
-    kernel = Path(arguments[0]).resolve()
-    report = Path(tempfile.mkdtemp(prefix="gnv-vm-"))
-    start = time.monotonic()
-    # Killed or interrupted, we still stop the machine and remove the directory.
+    """Compile, boot, follow, report. The exit status."""
+    kernel, start = Path(arguments[0]).resolve(), time.monotonic()
+    # Told to end or interrupted, we still stop the machine and remove the directory.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    process = subprocess.Popen(
-        command(kernel, report, arguments[1:]),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        preexec_fn=ending_with_parent(),
-    )
-    try:
-        in_time = _follow(process, start + MINUTES * 60)
+    with tempfile.TemporaryDirectory(prefix="gnv-vm-") as name:
+        report = Path(name)
+        _compile(report / "compiled")
+        process = subprocess.Popen(
+            command(kernel, report, arguments[1:]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=ending_with_parent(),
+        )
+        try:
+            in_time = _follow(process, start + MINUTES * 60)
+        finally:
+            process.kill()
+            process.wait()
         status = _status(report) if in_time else TIMED_OUT
         with contextlib.suppress(FileNotFoundError):
             RESULTS.parent.mkdir(exist_ok=True)
-            shutil.move(report / "junit.xml", RESULTS)
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(report)
+            shutil.copy(report / "junit.xml", RESULTS)
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     words = {TIMED_OUT: f"stopped after {MINUTES} minutes", NO_BOOT: "the machine did not come up"}
-    print(
-        f"vm: {minutes} min {seconds} s in all; {words.get(status, f'status {status}')}", flush=True
-    )
+    how = words.get(status, f"status {status}")
+    print(f"vm: {minutes} min {seconds} s in all; {how}", flush=True)
     return status
+
+
+def _compile(kept: Path) -> None:
+    """In a child: LLVM, the programs and their maps go with it."""
+    code = "import sys; from tests.vm import warm; warm.compile_into(warm.Path(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-c", code, str(kept)], check=True, cwd=ROOT, stdin=subprocess.DEVNULL
+    )
 
 
 def _status(report: Path) -> int:

@@ -3,9 +3,9 @@
 
 Bringing a node up starts two processes, which import netlink libraries and LLVM and
 compile. With this plugin they are forked from the tests' own process, which has the
-libraries already, and what the first of them compiles (with BCC, by the loader's own
-code) is loaded again by the others: the same instructions, verified by the kernel and
-pinned each time, on maps of the node's own. Nothing else differs.
+libraries already, and load what was compiled once: the same instructions, made by the
+loader's own code with BCC, verified by the kernel and pinned each time, on maps of the
+node's own. Nothing else differs; agents, which are processes of their own, compile.
 
 A test that is skipped there fails the run, unless the kernel lacks what it is about.
 """
@@ -21,7 +21,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -48,37 +47,42 @@ _PSEUDO_MAP_FD = 1
 LACKING = ("this kernel has no TCX",)
 
 
+_COMPILED = "GENEVE_EBPF_TESTS_COMPILED"  # names the file
+
 _stderr = 2
-_scratch: Path
+_compiled: Compiled
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """What BCC made of the sources, ready to be loaded again."""
 
+    made_from: str
     btf: bytes
     maps: dict[str, bpf.MapInfo]
     programs: dict[str, bytes]  # instructions; a map is named by its number in `maps`
 
 
-def _kept() -> Path:
-    """Where the parent of all forked children finds what one of them compiled."""
-    return _scratch / f"{source.layout_hash()}-{source.program_hash()}"
+def compile_into(kept: Path) -> None:
+    """Compile with BCC, load and pin here, and keep what was compiled in a file."""
+    root = Path(tempfile.mkdtemp(prefix="gnv-compile-", dir="/run"))
+    pins = Pins(root / "node")
+    try:
+        pins.mount()
+        kept.write_bytes(pickle.dumps(_compile(root / "node")))
+    finally:
+        pins.unmount()
+        shutil.rmtree(root)
 
 
-def compile_once(run_directory: Path) -> None:
-    """In place of compile_and_pin, in a forked child: compile, or load what was compiled."""
-    kept = _kept()
-    if kept.exists():
-        _load(pickle.loads(kept.read_bytes()), Pins(run_directory))
-        return
-    start = time.monotonic()
-    found = _compile(run_directory)
-    draft = kept.with_suffix(f".{os.getpid()}")
-    draft.write_bytes(pickle.dumps(found))
-    draft.replace(kept)
-    seconds = time.monotonic() - start
-    print(f"\ncompiled, verified and loaded in {seconds:.1f} s", file=sys.stderr, flush=True)
+def load_compiled(run_directory: Path) -> None:
+    """In place of compile_and_pin, in a forked child."""
+    assert _compiled.made_from == _sources()
+    _load(_compiled, Pins(run_directory))
+
+
+def _sources() -> str:
+    return f"{source.layout_hash()} {source.program_hash()}"
 
 
 def _compile(run_directory: Path) -> Compiled:
@@ -99,7 +103,10 @@ def _compile(run_directory: Path) -> Compiled:
             numbers[fd] = by_id[bpf.map_info(fd).id]
     (types,) = {info.btf_id for info in maps.values()}
     return Compiled(
-        read_btf(types), maps, {name: _renumber(text, numbers) for name, text in code.items()}
+        _sources(),
+        read_btf(types),
+        maps,
+        {name: _renumber(text, numbers) for name, text in code.items()},
     )
 
 
@@ -190,13 +197,16 @@ def _be(words: Sequence[str], first: Callable[[], None], stdout: int) -> int:
         sys.stderr.flush()
 
 
-class _Skips:
-    """The tests that were skipped although this kernel has what they are about."""
+class _Watch:
+    """Failures are shown as they happen, for the end is far; a skip is one of them."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            text = f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}\n"
+            os.write(_stderr, text.encode())
         if report.skipped and isinstance(report.longrepr, tuple):
             reason = report.longrepr[2].removeprefix("Skipped: ")
             if not reason.startswith(LACKING):
@@ -215,14 +225,13 @@ class _Skips:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    global _stderr, _scratch
+    global _stderr, _compiled
     _stderr = os.dup(2)  # before pytest captures it
-    _scratch = Path(tempfile.mkdtemp(prefix="gnv-compiled-"))
-    config.add_cleanup(lambda: shutil.rmtree(_scratch))
+    _compiled = pickle.loads(Path(os.environ[_COMPILED]).read_bytes())
     node.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
         run=_run_forked,
         DEVNULL=subprocess.DEVNULL,
         PIPE=subprocess.PIPE,
     )
-    node_setup.compile_and_pin = compile_once  # type: ignore[attr-defined]
-    config.pluginmanager.register(_Skips())
+    node_setup.compile_and_pin = load_compiled  # type: ignore[attr-defined]
+    config.pluginmanager.register(_Watch())
