@@ -76,8 +76,9 @@ class Device:
         self._out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_EVERYTHING))
         self._out.bind((DEVICE, _EVERYTHING))
         self._out.setblocking(False)
-        text = Path(f"/sys/class/net/{UPLINK}/address").read_text()
-        self.mac = bytes.fromhex(text.strip().replace(":", ""))
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as uplink:
+            uplink.bind((UPLINK, 0))
+            self.mac: bytes = uplink.getsockname()[4]
 
     def close(self) -> None:
         """Close the sockets."""
@@ -176,7 +177,9 @@ def _one(tally: Tally, there: Device, node: Node, frame: bytes) -> None:
         return
     wanted, why = _decapsulated(node, frame[14:], found)
     got = there.feed(frame, expected=wanted is not None)
-    if (wanted is None) == (got is None) and (wanted is None or _same(wanted, got or b"")):
+    if why == "no Ethernet" and got is None:
+        tally.differing[why] += 1
+    elif (wanted is None) == (got is None) and (wanted is None or _same(wanted, got or b"")):
         tally.delivered += got is not None
         tally.dropped += got is None
     elif why in DIFFERENCES:
