@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     Mark this directory's tests `kernel`, to be repeated on kernels that run them slowly.
 
-    Of a test with a hundred parameters four, spread evenly, are enough there. None
+    Of a test with a hundred parameters two, far apart, are enough there. None
     compiles sources that it has spoilt: there is one compile for all.
     """
     tests: dict[str, list[pytest.Item]] = {}
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent.name == "packet" and "other_sources" not in item.fixturenames:
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for variants in tests.values():
-        step = -(-len(variants) // 4)
+        step = -(-len(variants) // 2)
         for item in variants[::step]:
             item.add_marker(pytest.mark.kernel)
 

@@ -119,7 +119,7 @@ def test_a_doubly_tagged_frame_does_not_reach_the_wire(
             ethernet(GATEWAY_MAC, MAC, IPV4, udp(GUEST.address, "127.0.0.1", (1, 2), b"x")),
             "not_unicast",
         ),
-        (ethernet(GATEWAY_MAC, MAC, 0x86DD, b"\x60" + bytes(60)), "not_ip"),
+        (ethernet(GATEWAY_MAC, MAC, 0x86DD, bytes(60)), "bad_ip_header"),
         (ethernet(GATEWAY_MAC, MAC, 0x88CC, bytes(60)), "not_ip"),
         (
             ethernet(BROADCAST, MAC, ARP, arp_request(MAC, GUEST.address, "10.0.2.5")),

@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -74,7 +75,12 @@ class Tap:
         self.node.plane.remove_slot(SLOT)
 
     def send(self, frame: bytes, *, start: int = 0, offset: int = 0, segment: int = 0) -> None:
-        """A frame whose checksum, if `start` says where, is not made yet; with `segment`, GSO."""
+        """
+        A frame whose checksum, if `start` says where, is not made yet; with `segment`, GSO.
+
+        Not one sooner after another than a sandbox gets answers about them.
+        """
+        time.sleep(0.01)
         kind = _GSO_TCP[6 if frame[12:14] == b"\x86\xdd" else 4] if segment else 0
         flags = _NEEDS_CHECKSUM if start else 0
         header = start + 20 if segment else 0

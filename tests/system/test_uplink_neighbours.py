@@ -295,13 +295,16 @@ def test_other_arp_requests_through_the_tunnel_are_not(
     assert inside.frames() == []
 
 
+CRITICAL = bytes.fromhex("fffe8000")  # an option of nobody's, without data
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda geneve: b"\x40" + geneve[1:], "geneve_version"),
         (lambda geneve: geneve[:1] + b"\x80" + geneve[2:], "geneve_control"),
-        (lambda geneve: geneve[:1] + b"\x40" + geneve[2:], "geneve_critical"),
-        (lambda geneve: geneve[:2] + b"\x08\x00" + geneve[4:], "geneve_protocol"),
+        (lambda geneve: b"\x01\x40" + geneve[2:8] + CRITICAL + geneve[8:], "geneve_critical"),
+        (lambda geneve: geneve[:2] + b"\x08\x06" + geneve[4:], "geneve_protocol"),
         (lambda geneve: b"\x3f" + geneve[1:], "short_frame"),
         (lambda geneve: geneve[:6], "short_frame"),
         (lambda geneve: geneve[:20], "short_frame"),
@@ -326,10 +329,10 @@ def test_options_that_are_not_critical_are_skipped(lone: Lone, sandbox: Sandbox)
     """RFC 8926 section 3.5: all 252 bytes of them."""
     server = sandbox.udp(5000)
     plain = lone.inner("10.0.1.5")
-    options = bytes.fromhex("01020310") + bytes(64 - 4)
+    option = bytes.fromhex("fffe0300")  # nobody's, not critical, no data
 
     for count in (1, 63):
-        lone.send(lone.outer(bytes([count]) + plain[1:8] + (options * 4)[: count * 4] + plain[8:]))
+        lone.send(lone.outer(bytes([count]) + plain[1:8] + option * count + plain[8:]))
         assert server.recv(100) == b"hello"
 
 
