@@ -77,6 +77,7 @@ def command(kernel: Path, report: Path, arguments: list[str]) -> list[str]:
         # Nothing of what makes a kernel slow on purpose, nor complaints that it is slow.
         *(f"--kopt={word}" for word in ("mitigations=off", "nokaslr", "nowatchdog")),
         "--kopt=rcupdate.rcu_cpu_stall_suppress=1",
+        "--kopt=geneve_ebpf.expendable=1",  # see tests/patience.py
         *("--show-boot-console", "--script-sh", shlex.join(guest)),
     ]
 
