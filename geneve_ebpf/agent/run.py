@@ -24,7 +24,7 @@ from pathlib import Path
 import uvloop
 
 from geneve_ebpf.agent.answers import Json
-from geneve_ebpf.agent.api import Api, NodeFacts
+from geneve_ebpf.agent.api import Api, NodeFacts, Shared
 from geneve_ebpf.agent.children import Child
 from geneve_ebpf.agent.config import AgentConfig, load
 from geneve_ebpf.agent.desired import Desired
@@ -156,7 +156,7 @@ class _Agent:
         desired.program()
         self._start_children(pool)
         found = facts(settings.run_directory)
-        api = Api(
+        shared = Shared(
             self._node,
             NodeFacts(
                 found.boot,
@@ -169,10 +169,10 @@ class _Agent:
             self._problems,
             self._take_down,
         )
-        pool.on_mtu = api.set_mtu
+        pool.on_mtu = shared.set_mtu
         path = settings.run_directory / "api.sock"
         listening = _listen(path)
-        self._server = Server(api, log, os.stat(path).st_gid)
+        self._server = Server(Api(shared), log, os.stat(path).st_gid)
         listener = await loop.create_unix_server(
             self._server.connection, sock=listening, backlog=BACKLOG
         )

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v1/node and what else is asked about the node: drops, version, health."""
+
+from __future__ import annotations
+
+import time
+
+from geneve_ebpf import __version__
+from geneve_ebpf.agent import requests
+from geneve_ebpf.agent.answers import drops_json, schema
+from geneve_ebpf.agent.api.call import Call, Shared, Table, json_answer
+from geneve_ebpf.agent.http import Answer
+from geneve_ebpf.errors import Code, GeneveError
+
+
+class NodePaths:
+    """Answers for the node."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+
+    def table(self) -> Table:
+        """The paths."""
+        return {
+            "/v1/node": {"GET": (self._get_node,)},
+            "/v1/node:down": {"POST": (self._down,)},
+            "/v1/drops": {"GET": (self._get_drops,)},
+            "/v1/version": {"GET": (self._get_version,)},
+            "/healthz": {"GET": (self._healthz,)},
+            "/readyz": {"GET": (self._readyz,)},
+        }
+
+    def _get_node(self, call: Call) -> Answer:
+        node, facts = self._shared.node, self._shared.facts
+        settings = node.settings
+        problems = self._shared.problems()
+        return json_answer(
+            200,
+            {
+                "schema": schema("node"),
+                "node": settings.name,
+                "state": "degraded" if problems else "ready",
+                "problems": problems,
+                "vtep": str(settings.vtep),
+                "uplinks": list(settings.uplinks),
+                "udp_port": settings.udp_port,
+                "mtu": self._shared.mtu,
+                "sandboxes": node.count(),
+                "slots": node.pool.counts | {"target": node.pool.target},
+                "revision": node.desired.state.revision,
+                "layout": facts.layout,
+                "program": facts.program,
+                "boot": facts.boot,
+                "version": __version__,
+                "uptime_s": round(time.monotonic() - facts.started, 3),
+            },
+        )
+
+    async def _down(self, call: Call) -> Answer:
+        force = requests.DOWN(call.request.body).force if call.request.body else False
+        return json_answer(200, {"schema": schema("down")} | await self._shared.take_down(force))
+
+    def _get_drops(self, call: Call) -> Answer:
+        dataplane = self._shared.node.dataplane
+        return json_answer(200, drops_json(dataplane.drops(), dataplane.events()))
+
+    def _get_version(self, call: Call) -> Answer:
+        facts = self._shared.facts
+        return json_answer(
+            200,
+            {
+                "schema": schema("version"),
+                "version": __version__,
+                "api": "v1",
+                "layout": facts.layout,
+                "program": facts.program,
+            },
+        )
+
+    def _healthz(self, call: Call) -> Answer:
+        return json_answer(200, {"schema": schema("health"), "status": "ok"})
+
+    def _readyz(self, call: Call) -> Answer:
+        problems = self._shared.problems()
+        if problems:
+            raise GeneveError(
+                Code.DEGRADED, "; ".join(problems), hint="geneve-ebpf node status, the agent's log"
+            )
+        return json_answer(200, {"schema": schema("health"), "status": "ready"})

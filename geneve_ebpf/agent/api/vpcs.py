@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v1/vpcs and /v1/vteps: the networks, and the nodes that they reach."""
+
+from __future__ import annotations
+
+from geneve_ebpf.agent import requests
+from geneve_ebpf.agent.answers import Json, schema, vpc_json, vtep_json
+from geneve_ebpf.agent.api.call import Call, Shared, Table, json_answer
+from geneve_ebpf.agent.http import Answer
+from geneve_ebpf.model import (
+    Vpc,
+    Vtep,
+    parse_address,
+    parse_mtu,
+    parse_name,
+    parse_prefix,
+    parse_vni,
+)
+
+
+class Vpcs:
+    """Answers for VPCs and VTEPs."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+
+    def table(self) -> Table:
+        """The paths."""
+        return {
+            "/v1/vpcs": {"GET": (self._list_vpcs,), "POST": (self._post_vpc,)},
+            "/v1/vpcs/{name}": {
+                "PUT": (self._put_vpc,),
+                "GET": (self._get_vpc,),
+                "DELETE": (self._delete_vpc,),
+            },
+            "/v1/vteps": {"GET": (self._list_vteps,)},
+            "/v1/vteps/{name}": {"PUT": (self._put_vtep,), "DELETE": (self._delete_vtep,)},
+        }
+
+    def _list_vpcs(self, call: Call) -> Answer:
+        vpcs = sorted(self._shared.node.desired.state.vpcs.items())
+        return json_answer(
+            200, {"schema": schema("vpcs"), "vpcs": [vpc_json(vpc) for _, vpc in vpcs]}
+        )
+
+    def _get_vpc(self, call: Call) -> Answer:
+        state = self._shared.node.desired.state
+        vpc = state.vpc(parse_name(call.name))
+        sandboxes = len(self._shared.node.desired.book(vpc.vni).sandboxes())
+        more: Json = {"sandboxes": sandboxes, "routes": sum(1 for _ in state.routes(vpc.name))}
+        return json_answer(200, {"schema": schema("vpc")} | vpc_json(vpc) | more)
+
+    async def _post_vpc(self, call: Call) -> Answer:
+        return await self._create_vpc(vpc_of(requests.VPC_NAMED(call.request.body)))
+
+    async def _put_vpc(self, call: Call) -> Answer:
+        body = requests.VPC_SETTINGS(call.request.body)
+        return await self._create_vpc(vpc_of(body, name=call.name))
+
+    async def _create_vpc(self, vpc: Vpc) -> Answer:
+        created = await self._shared.node.desired.create_vpc(vpc)
+        return json_answer(201 if created else 200, {"schema": schema("vpc")} | vpc_json(vpc))
+
+    async def _delete_vpc(self, call: Call) -> Answer:
+        vpc = await self._shared.node.desired.delete_vpc(parse_name(call.name))
+        return json_answer(200, {"schema": schema("vpc")} | vpc_json(vpc))
+
+    def _list_vteps(self, call: Call) -> Answer:
+        vteps = sorted(self._shared.node.desired.state.vteps.items())
+        return json_answer(
+            200, {"schema": schema("vteps"), "vteps": [vtep_json(vtep) for _, vtep in vteps]}
+        )
+
+    async def _put_vtep(self, call: Call) -> Answer:
+        body = requests.VTEP_SETTINGS(call.request.body or b"{}")
+        vtep = Vtep(parse_address(call.name), parse_mtu(body.mtu))
+        created = await self._shared.node.desired.put_vtep(vtep)
+        return json_answer(201 if created else 200, {"schema": schema("vtep")} | vtep_json(vtep))
+
+    async def _delete_vtep(self, call: Call) -> Answer:
+        vtep = await self._shared.node.desired.delete_vtep(parse_address(call.name))
+        return json_answer(200, {"schema": schema("vtep")} | vtep_json(vtep))
+
+
+def vpc_of(body: requests.VpcNamed | requests.VpcSettings, where: str = "", name: str = "") -> Vpc:
+    if isinstance(body, requests.VpcNamed):
+        name = body.name
+    return Vpc(
+        parse_name(name, f"{where}name"),
+        parse_vni(body.vni, f"{where}vni"),
+        tuple(parse_prefix(text, f"{where}prefixes") for text in body.prefixes),
+    )
