@@ -7,8 +7,6 @@ not everywhere.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import struct
 from dataclasses import dataclass
 
@@ -34,7 +32,7 @@ class Btf:
     """The types of one BTF object."""
 
     def __init__(self, ident: int) -> None:
-        raw = read_btf(ident)
+        raw = bpf.read_btf(ident)
         _, _, _, header, type_at, type_size, string_at, string_size = struct.unpack_from(
             "<HBBIIIII", raw
         )
@@ -64,19 +62,3 @@ class Btf:
             field, _, bits = struct.unpack_from("<III", body, at)
             fields.append((self._string(field), (bits & 0xFFFFFF) // 8))
         return Struct(name, size, tuple(fields))
-
-
-def read_btf(ident: int) -> bytes:
-    """One BTF object as it was loaded."""
-    fd = bpf.call(bpf.BTF_GET_FD_BY_ID, bpf.create_attr("<I", ident))
-    try:
-        # struct bpf_btf_info: pointer to the data, its size; the kernel fills in.
-        info = ctypes.create_string_buffer(struct.pack("<QIIQII", 0, 0, 0, 0, 0, 0), 32)
-        bpf.call_packed(bpf.OBJ_GET_INFO_BY_FD, "<IIQ", fd, 32, ctypes.addressof(info))
-        (size,) = struct.unpack_from("<I", info, 8)
-        data = ctypes.create_string_buffer(size)
-        struct.pack_into("<QI", info, 0, ctypes.addressof(data), size)
-        bpf.call_packed(bpf.OBJ_GET_INFO_BY_FD, "<IIQ", fd, 32, ctypes.addressof(info))
-        return data.raw
-    finally:
-        os.close(fd)

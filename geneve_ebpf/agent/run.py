@@ -156,6 +156,8 @@ class _Agent:
         desired.program()
         self._start_children(pool)
         found = facts(settings.run_directory)
+        if found.remark:
+            log.warning("programs", remark=found.remark)
         shared = Shared(
             self._node,
             NodeFacts(

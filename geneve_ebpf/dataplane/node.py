@@ -27,14 +27,15 @@ class Facts:
     program: int  # id of sandbox_tx on it
     guard: int  # id of sandbox_guard on the next
     uplink_hook: str  # "tcx" or "clsact"
-    boot: str  # "compiled" or "adopted"
+    boot: str  # "compiled", "kept" (compiled earlier) or "adopted"
     mtu: int  # bytes, of eth0 in slots
+    remark: str  # about programs that were not kept, or not used as they were; or ""
 
 
 def bring_up(settings: NodeSettings) -> DataPlane:
     """Make the node ready for slots, or adopt it as it stands, and open its maps.
 
-    Compiles only when these very programs are not pinned yet. What forwards
+    Compiles only when these very programs are neither pinned nor kept. What forwards
     goes on forwarding meanwhile. Raises GeneveError: NOT_PERMITTED,
     MOUNT_NAMESPACE, KERNEL_UNSUPPORTED, LOAD_FAILED, LAYOUT_MISMATCH,
     NODE_IN_USE (other VTEP, port or guest than the slots were made for),

@@ -22,7 +22,7 @@ from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import links, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import bpf, capabilities, hooks
-from geneve_ebpf.loader.compile import compile_and_pin
+from geneve_ebpf.loader.compile import load_and_pin
 from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import NodeSettings
 
@@ -41,9 +41,9 @@ def _up(settings: NodeSettings) -> None:
         pins.mount()
         pins.refuse_other_layouts()
         (settings.run_directory / "netns").mkdir(mode=0o755, exist_ok=True)
-        adopted = pins.have_programs()
-        if not adopted:
-            compile_and_pin(settings.run_directory)
+        boot, remark = "adopted", ""
+        if not pins.have_programs():
+            boot, remark = load_and_pin(settings.run_directory)
         tcx = capabilities.has_tcx()
         uplinks = [hooks.find_uplink(ip, name) for name in settings.uplinks]
         vrf = hooks.vrf_of(uplinks)
@@ -65,8 +65,9 @@ def _up(settings: NodeSettings) -> None:
             _program_id(pins, "sandbox_tx"),
             _program_id(pins, "sandbox_guard"),
             "tcx" if tcx else "clsact",
-            "adopted" if adopted else "compiled",
+            boot,
             mtu,
+            remark,
         ),
     )
 

@@ -14,14 +14,17 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+MAP_CREATE = 0
 MAP_LOOKUP_ELEM = 1
 MAP_UPDATE_ELEM = 2
 MAP_DELETE_ELEM = 3
+PROG_LOAD = 5
 OBJ_PIN = 6
 OBJ_GET = 7
 PROG_TEST_RUN = 10
 OBJ_GET_INFO_BY_FD = 15
 PROG_QUERY = 16
+BTF_LOAD = 18
 BTF_GET_FD_BY_ID = 19
 MAP_LOOKUP_BATCH = 24
 MAP_UPDATE_BATCH = 26
@@ -30,6 +33,8 @@ LINK_UPDATE = 29
 LINK_DETACH = 34
 
 TCX_INGRESS = 46
+
+SCHED_CLS = 3  # programs on tc hooks
 
 # For `test_run`: the frame comes with the NIC's sum over all of it, and the kernel
 # (6.11 and later; EINVAL before) fails the run with EBADMSG if that sum is stale afterwards.
@@ -51,7 +56,7 @@ def call(command: int, attr: ctypes.Array[ctypes.c_char], size: int = 0) -> int:
     return result
 
 
-def create_attr(layout: str, *values: int) -> ctypes.Array[ctypes.c_char]:
+def create_attr(layout: str, *values: int | bytes) -> ctypes.Array[ctypes.c_char]:
     """An attr of packed values, for `call`."""
     return ctypes.create_string_buffer(struct.pack(layout, *values))
 
@@ -91,6 +96,49 @@ class MapInfo:
     btf_id: int
     btf_key_type: int
     btf_value_type: int
+
+
+def create_map(info: MapInfo, btf: int = 0) -> int:
+    """A new map like that, a file descriptor. btf: an object with the types of key and value."""
+    values = (info.type, info.key_size, info.value_size, info.max_entries, info.flags)
+    types = (btf, info.btf_key_type, info.btf_value_type) if btf else (0, 0, 0)
+    return call(
+        MAP_CREATE, create_attr("<7I16s5I", *values, 0, 0, info.name.encode(), 0, *types, 0)
+    )
+
+
+def load_btf(types: bytes) -> int:
+    """Load type information; a file descriptor."""
+    data = ctypes.create_string_buffer(types, len(types))
+    return call(BTF_LOAD, create_attr("<QQII", ctypes.addressof(data), 0, len(types), 0))
+
+
+def read_btf(ident: int) -> bytes:
+    """One BTF object as it was loaded."""
+    fd = call(BTF_GET_FD_BY_ID, create_attr("<I", ident))
+    try:
+        # struct bpf_btf_info: pointer to the data, its size; the kernel fills in.
+        info = ctypes.create_string_buffer(struct.pack("<QIIQII", 0, 0, 0, 0, 0, 0), 32)
+        call_packed(OBJ_GET_INFO_BY_FD, "<IIQ", fd, 32, ctypes.addressof(info))
+        (size,) = struct.unpack_from("<I", info, 8)
+        data = ctypes.create_string_buffer(size)
+        struct.pack_into("<QI", info, 0, ctypes.addressof(data), size)
+        call_packed(OBJ_GET_INFO_BY_FD, "<IIQ", fd, 32, ctypes.addressof(info))
+        return data.raw
+    finally:
+        os.close(fd)
+
+
+def load_program(instructions: bytes, name: str = "") -> int:
+    """Have a tc program verified; a file descriptor. The verifier's words are not asked for."""
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    licence = ctypes.create_string_buffer(b"GPL")
+    addresses = (ctypes.addressof(code), ctypes.addressof(licence))
+    attr = create_attr(
+        "<IIQQIIQII16s64x",
+        *(SCHED_CLS, len(instructions) // 8, *addresses, 0, 0, 0, 0, 0, name.encode()[:15]),
+    )
+    return call(PROG_LOAD, attr)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ Every probe is harmless: it makes an object that nothing uses and closes it.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from collections.abc import Callable
@@ -15,8 +14,6 @@ from pathlib import Path
 
 from geneve_ebpf.loader import bpf
 
-_MAP_CREATE, _PROG_LOAD = 0, 5
-_SCHED_CLS = 3
 _MMAPABLE, _NO_PREALLOC = 1 << 10, 1
 _EXIT_ZERO = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
 
@@ -32,27 +29,11 @@ class Capability:
 
 
 def _make_map(kind: int, key: int, value: int, flags: int) -> None:
-    os.close(bpf.call(_MAP_CREATE, bpf.create_attr("<5I44x", kind, key, value, 1, flags)))
-
-
-def _load_program(instructions: bytes) -> int:
-    code = ctypes.create_string_buffer(instructions, len(instructions))
-    licence = ctypes.create_string_buffer(b"GPL")
-    attr = bpf.create_attr(
-        "<IIQQIIQ88x",
-        _SCHED_CLS,
-        len(instructions) // 8,
-        ctypes.addressof(code),
-        ctypes.addressof(licence),
-        0,
-        0,
-        0,
-    )
-    return bpf.call(_PROG_LOAD, attr)
+    os.close(bpf.call(bpf.MAP_CREATE, bpf.create_attr("<5I44x", kind, key, value, 1, flags)))
 
 
 def _probe_program() -> None:
-    os.close(_load_program(_EXIT_ZERO))
+    os.close(bpf.load_program(_EXIT_ZERO))
 
 
 def _helper_call(number: int) -> bytes:
@@ -64,7 +45,7 @@ def _helper_call(number: int) -> bytes:
 def _has_helper(number: int) -> Callable[[], None]:
     def probe() -> None:
         try:
-            os.close(_load_program(_helper_call(number)))
+            os.close(bpf.load_program(_helper_call(number)))
         except OSError as error:
             # EACCES: arguments refused, so the helper is known. EINVAL: unknown.
             if error.errno != errno.EACCES:
@@ -79,7 +60,7 @@ def has_tcx() -> bool:
     Asked with a link to interface 0, which no kernel makes: one with TCX looks
     for the interface (ENODEV), one without does not know the attach type.
     """
-    program = _load_program(_EXIT_ZERO)
+    program = bpf.load_program(_EXIT_ZERO)
     try:
         os.close(
             bpf.call(

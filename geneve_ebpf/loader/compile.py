@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile with BCC, load, pin, exit: run as a child, so that nobody else pays for LLVM.
+"""Have the programs loaded and pinned: as they were kept, or compiled with BCC by a child.
 
     python -m geneve_ebpf.loader.compile RUN_DIRECTORY
 
-LLVM leaves 117 MB in the process that used it. On success nothing is printed;
-on failure the last line of stdout is the error as JSON and the status is 1.
-`compile_and_pin` is the parent's side.
+LLVM leaves 117 MB in the process that used it, hence the child, which ends. On
+success it prints nothing, or why the next start will have to compile again; on
+failure the last line of stdout is the error as JSON and the status is 1.
 """
 
 from __future__ import annotations
@@ -21,17 +21,33 @@ from typing import Any
 from geneve_ebpf.abi import PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host.processes import ending_with_parent
-from geneve_ebpf.loader import bpf, headers, source
+from geneve_ebpf.loader import bpf, headers, kept, source
 from geneve_ebpf.loader.pins import Pins
 
 _LOG_LINES = 25  # of a verifier log: the failing instruction is at its end
 
 
-def compile_and_pin(run_directory: Path) -> None:
-    """Have a child compile both programs and pin what is missing: maps, then programs.
+def load_and_pin(run_directory: Path) -> tuple[str, str]:
+    """Pin what is missing, as `compile_and_pin` does, without a compiler if that was kept.
 
-    Maps that are pinned are used as they are. Raises GeneveError: LOAD_FAILED
-    with the end of the compiler's or verifier's words, KERNEL_UNSUPPORTED.
+    Returns "kept" or "compiled", and what an operator should know of the kept file,
+    if anything. Raises as `compile_and_pin`.
+    """
+    remark = ""
+    try:
+        if kept.load(run_directory):
+            return "kept", ""
+    except kept.Refused as why:
+        remark = f"{kept.directory() / kept.file_name()} is not used: {why}"
+    return "compiled", compile_and_pin(run_directory) or remark
+
+
+def compile_and_pin(run_directory: Path) -> str:
+    """Have a child compile the programs, keep them and pin what is missing: maps, then programs.
+
+    Maps that are pinned are used as they are. Returns why the programs were not
+    kept, "" if they were. Raises GeneveError: LOAD_FAILED with the end of the
+    compiler's or verifier's words, KERNEL_UNSUPPORTED.
     """
     child = subprocess.run(
         [sys.executable, "-m", "geneve_ebpf.loader.compile", str(run_directory)],
@@ -43,7 +59,7 @@ def compile_and_pin(run_directory: Path) -> None:
         preexec_fn=ending_with_parent(),
     )
     if child.returncode == 0:
-        return
+        return child.stdout.strip()
     try:
         error = json.loads(child.stdout.splitlines()[-1])
         raise GeneveError(Code[error["code"]], error["message"], hint=error["hint"])
@@ -102,11 +118,16 @@ def _compile(run_directory: Path) -> Any:
 
 
 def _main() -> int:
+    run_directory = Path(sys.argv[1])
     try:
-        _compile(Path(sys.argv[1]))
+        built = _compile(run_directory)
     except GeneveError as error:
         print(json.dumps({"code": error.code.name, "message": str(error), "hint": error.hint}))
         return 1
+    try:
+        kept.keep(built, run_directory)
+    except (OSError, kept.Refused) as why:
+        print(f"programs are not kept in {kept.directory()}: {why}")
     return 0
 
 

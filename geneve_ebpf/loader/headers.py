@@ -29,7 +29,7 @@ typedef __UINTPTR_TYPE__ uintptr_t;
 typedef _Bool bool;
 #include <uapi/linux/types.h>
 """
-_WRITTEN = {
+WRITTEN = {
     "include/linux/types.h": _TYPES,
     "include/linux/kconfig.h": "#define CONFIG_BPF_SYSCALL 1\n",
     "include/linux/compiler_types.h": "",
@@ -64,7 +64,7 @@ def make_tree(root: Path) -> Path:
         )
     uapi = root / "include/uapi/linux"
     uapi.mkdir(parents=True)
-    for name, text in _WRITTEN.items():
+    for name, text in WRITTEN.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

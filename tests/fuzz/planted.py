@@ -7,6 +7,7 @@ verifier: what a slip of the hand or of the mind would leave.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -128,6 +129,7 @@ def hunt(bug: Bug, seed: int) -> tuple[int, str]:
         ran = subprocess.run(
             [sys.executable, "-m", "tests.fuzz", "--frames", str(_MOST), "--seed", str(seed)],
             cwd=tree,
+            env={**os.environ, "CACHE_DIRECTORY": str(tree / "kept")},
             capture_output=True,
             text=True,
             check=False,

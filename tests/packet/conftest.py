@@ -32,6 +32,7 @@ from geneve_ebpf.model import RouteKind
 from tests import packets, programs
 from tests.packets import BLUE, RED, six, vtep_of
 
+COMPILING = {"other_sources", "cache"}  # fixtures of tests that compile
 PEER_MAC = "02:00:00:00:33:01"
 
 
@@ -40,16 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Mark this directory's tests `kernel`, to be repeated on kernels that run them slowly.
 
     Of a test with a hundred parameters two, far apart, are enough there. None
-    compiles sources that it has spoilt: there is one compile for all.
+    compiles: the programs were kept before.
     """
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.path.parent.name == "packet" and "other_sources" not in item.fixturenames:
+        if item.path.parent.name == "packet" and not COMPILING & set(item.fixturenames):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for variants in tests.values():
         step = -(-len(variants) // 2)
         for item in variants[::step]:
             item.add_marker(pytest.mark.kernel)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(kept_programs: None) -> None:
+    """For every node of these tests."""
 
 
 @pytest.fixture(scope="session")

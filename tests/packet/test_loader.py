@@ -18,7 +18,6 @@ from geneve_ebpf.loader import bpf, source
 from geneve_ebpf.loader.compile import compile_and_pin
 from geneve_ebpf.loader.maps import SharedArray, Table
 from geneve_ebpf.loader.pins import Pins, is_bpffs
-from tests import programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,12 +106,6 @@ def test_starting_again_adopts_what_is_pinned(node, tmp_path, monkeypatch):
         fd = bpf.open_pin(node.pins.program(name))
         assert bpf.program_info(fd).id == ident
         os.close(fd)
-
-
-def test_first_start_says_that_it_compiled():
-    """So that an operator sees whether an upgrade took place."""
-    with programs.loaded(slot_count=0) as fresh:
-        assert dataplane.facts(fresh.settings.run_directory).boot == "compiled"
 
 
 def test_another_layout_is_refused(node, run_directory):

@@ -84,7 +84,7 @@ def traces() -> set[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def adopting_orphans() -> None:
+def adopting_orphans(kept_programs: None) -> None:
     """What a killed agent leaves behind becomes a child of this process, so it can be seen."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

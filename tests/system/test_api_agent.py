@@ -792,6 +792,6 @@ def test_a_node_that_is_taken_down_leaves_its_state_file_only(bench, ask):
     ).stdout
     assert "gnv" not in links.replace(PREFIX, "")
     bench.start()
-    assert ask.must("GET", "/v1/node")["boot"] == "compiled"
+    assert ask.must("GET", "/v1/node")["boot"] == "kept"
     assert {one["name"] for one in ask.must("GET", "/v1/vpcs")["vpcs"]} == {"blue", "red"}
     assert len(bench.maps()[0]) == len(ROUTES)

@@ -31,7 +31,7 @@ def test_commands_say_when_no_agent_runs_and_the_node_outlives_it(lab):
     lab.wait_ready(node)
     asked(node, "vpc", "create", "blue", "--vni", "7", "--prefix", "10.0.0.0/16")
     attached = asked(node, "attach", "web", "--vpc", "blue")
-    assert asked(node, "node", "status")["boot"] == "compiled"
+    assert asked(node, "node", "status")["boot"] == "kept"
 
     lab.stop_agent(node, signal.SIGKILL)
     assert refused(node, "list") == (5, "agent_unreachable")

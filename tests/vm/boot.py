@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 
 from geneve_ebpf.host.processes import ending_with_parent
+from tests.compiled import keep_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTES = 50  # and then it is stopped; a whole run takes about half of that
@@ -56,7 +57,6 @@ def command(kernel: Path, report: Path, arguments: list[str]) -> list[str]:
     ]
     guest = [
         *("env", f"GENEVE_EBPF_TESTS_PATIENCE={PATIENCE}", "PYTHONUNBUFFERED=1", "HOME=/root"),
-        "GENEVE_EBPF_TESTS_COMPILED=/run/report/compiled",
         *("bash", str(ROOT / "tests/vm/guest.sh"), str(kernel), str(ROOT)),
         *PYTEST,
         *arguments,
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="gnv-vm-") as name:
         report = Path(name)
-        _compile(report / "compiled")
+        keep_programs()
         process = subprocess.Popen(
             command(kernel, report, arguments[1:]),
             stdin=subprocess.DEVNULL,
@@ -138,14 +138,6 @@ def main(arguments: list[str]) -> int:
     how = words.get(status, f"status {status}")
     print(f"vm: {minutes} min {seconds} s in all; {how}", flush=True)
     return status
-
-
-def _compile(kept: Path) -> None:
-    """In a child: LLVM, the programs and their maps go with it."""
-    code = "import sys; from tests.vm import warm; warm.compile_into(warm.Path(sys.argv[1]))"
-    subprocess.run(
-        [sys.executable, "-c", code, str(kept)], check=True, cwd=ROOT, stdin=subprocess.DEVNULL
-    )
 
 
 def _status(report: Path) -> int:

@@ -27,7 +27,7 @@ encode = msgspec.json.encode
 class NodeFacts:
     """What does not change while an agent runs."""
 
-    boot: str  # "compiled" or "adopted"
+    boot: str  # "compiled", "kept" or "adopted"
     layout: str
     program: str
     mtu: int  # of a slot's eth0 at the start, bytes
