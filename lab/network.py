@@ -233,11 +233,15 @@ class Lab:
             "peer", "name", peer_name, "netns", peer_namespace,
         )  # fmt: skip
 
-    def start_agent(self, node: Node) -> None:
-        """Start a node's agent; `wait_ready` tells when it serves."""
+    def start_agent(self, node: Node, *through: str) -> None:
+        """Start a node's agent; `wait_ready` tells when it serves.
+
+        through: the start of a command line that becomes the agent by execve(2).
+        """
+        agent = (sys.executable, "-m", "geneve_ebpf", "agent", "run", "--config", str(node.config))
         with node.log.open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "geneve_ebpf", "agent", "run", "--config", str(node.config)],
+                [*through, *agent],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
