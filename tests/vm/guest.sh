@@ -60,10 +60,10 @@ pivot_root . run/before
 cd "$checkout"
 ip link set lo up
 
-# Those that a test may only look for, so that it finds them.
-for module in geneve openvswitch; do
-    modprobe "$module" || { say "no module $module"; exit; }
-done
+# Those that a test may only look for, so that it finds them, or whose devices need a
+# door in /dev; and those that, loaded later, would look as if a test had left something.
+modprobe --all geneve openvswitch vport-geneve tun 8021q bonding vrf veth sch_ingress cls_bpf \
+    cls_matchall cls_u32 act_gact act_skbedit || { say "a module is missing"; exit; }
 say "its root is the host's, with changes kept in memory"
 
 status=0
