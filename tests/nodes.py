@@ -82,6 +82,14 @@ def link(family: int, number: int, host: int) -> str:
     return f"192.0.{2 + number}.{host}" if family == 4 else f"2001:db8:{2 + number}::{host}"
 
 
+def keep_neighbours(interface: str) -> None:
+    """What the kernel has learned of its neighbours there it does not ask again for an hour, in
+    the namespace that this thread is in. When it would is not a test's matter."""
+    for family in ("ipv4", "ipv6"):
+        setting = Path(f"/proc/sys/net/{family}/neigh/{interface}/base_reachable_time_ms")
+        setting.write_text("3600000")
+
+
 def ping(netns: Path, address: object, *options: object, count: int = 3, wait: float = 1) -> int:
     """How many of `count` echo requests were answered, the last one within `wait` seconds."""
     often = ("-c", count, "-i", "0.02", "-W", wait * PATIENCE)

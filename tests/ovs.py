@@ -20,7 +20,7 @@ from pathlib import Path
 
 from geneve_ebpf.host import links, namespaces
 from lab.network import inside, run
-from tests.nodes import PREFIX, Bed, Host, eventually
+from tests.nodes import PREFIX, Bed, Host, eventually, keep_neighbours
 
 PROGRAMS = Path(sys.prefix, "openvswitch")
 SWITCH, PHYSICAL, TUNNEL, HOST = "br-int", "br-phy", "tunnel0", "host0"
@@ -41,6 +41,10 @@ class OpenvSwitch:
         self.datapath = datapath
         self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-ovs-", dir="/run"))
         self._daemons: list[subprocess.Popen[bytes]] = []
+        # What it was told last, so as not to tell it again: each word is a process.
+        self._tunnel: dict[str, object] = {}
+        self._flows: tuple[int, dict[str, str], str] | None = None
+        self._has_options = False
 
     def __enter__(self) -> OpenvSwitch:
         try:
@@ -149,6 +153,8 @@ class OpenvSwitch:
 
     def ofctl(self, command: str, *words: object) -> str:
         """Read or change the flows of the switch, in OpenFlow 1.3's terms."""
+        if command.endswith("-flow") or command == "del-flows":
+            self._flows = None
         return self._run("ovs-ofctl", "-O", "OpenFlow13", command, SWITCH, *words)
 
     def appctl(self, *words: object) -> str:
@@ -181,6 +187,8 @@ class OpenvSwitch:
     def tunnel(self, remote: str, **options: object) -> None:
         """The Geneve port to another VTEP. options: as its manual has them; values may be true."""
         settings = {"remote_ip": remote, "key": "flow", **options}
+        if settings == self._tunnel:
+            return
         words = [f"options:{name}={_word(value)}" for name, value in settings.items()]
         self.vsctl(
             *("--if-exists", "del-port", TUNNEL, "--", "add-port", SWITCH, TUNNEL),
@@ -190,6 +198,7 @@ class OpenvSwitch:
         error = self.vsctl("get", "interface", TUNNEL, "error").strip()
         if error != "[]":
             raise RuntimeError(f"{TUNNEL}: {error}\n{self.log()}")
+        self._tunnel = settings
 
     def host(self, mac: str, *addresses: str, mtu: int = 1450) -> Host:
         """The host behind the switch: an interface of the namespace, on the VPC as on a LAN.
@@ -211,6 +220,7 @@ class OpenvSwitch:
                     Path(f"/proc/sys/net/ipv6/conf/{interface}/{name}").write_text("0")
             else:
                 links.disable_ipv6(interface)
+            keep_neighbours(interface)
         for address in addresses:
             nodad = ["nodad"] if ":" in address else []
             self._in("ip", "address", "add", address, "dev", interface, *nodad)
@@ -225,6 +235,9 @@ class OpenvSwitch:
         set_options: names of fields that `option` gave, and their values; each becomes
         an option of every packet into the tunnel. more: actions before the output.
         """
+        wanted = (vni, dict(set_options or {}), more)
+        if wanted == self._flows:
+            return
         actions = "".join(f"set_field:{v}->{n}," for n, v in (set_options or {}).items()) + more
         self.ofctl("del-flows")
         for flow in (
@@ -234,6 +247,7 @@ class OpenvSwitch:
             f"priority=40000,in_port={HOST},icmp6,icmp_type=143 actions=drop",
         ):
             self.ofctl("add-flow", flow)
+        self._flows = wanted
         self.forget()
 
     def forget(self) -> None:
@@ -243,6 +257,7 @@ class OpenvSwitch:
     def option(self, number: int, option_class: int, kind: int, length: int) -> str:
         """Let flows use one Geneve option; the field's name. A number serves once until cleared."""
         field = f"tun_metadata{number}"
+        self._has_options = True
         self.ofctl(
             "add-tlv-map", f"{{class={option_class:#x},type={kind:#x},len={length}}}->{field}"
         )
@@ -250,6 +265,8 @@ class OpenvSwitch:
 
     def clear_options(self) -> None:
         """Forget them, and the flows, which may use them: for a moment also after they went."""
+        if not self._has_options:
+            return
         self.ofctl("del-flows")
 
         def forgotten() -> bool:
@@ -263,6 +280,7 @@ class OpenvSwitch:
 
         if not eventually(forgotten):
             raise RuntimeError(f"options are still in use:\n{self.log()}")
+        self._has_options = False
 
     # -- looking
 
