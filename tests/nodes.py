@@ -247,9 +247,9 @@ class Node:
         """Make slots with the lowest free indexes; returns those."""
         taken = {slot.index for slot in self.plane.slots()}
         indexes = [i for i in range(len(taken) + count) if i not in taken][:count]
-        with namespaces.entering(self.netns), IPRoute() as ip, RouteSocket() as door:
+        with namespaces.entering(self.netns), RouteSocket() as door:
             for index in indexes:
-                self.plane.add_slot(index, slots.make(ip, door, self.place, index))
+                self.plane.add_slot(index, slots.make(door, self.place, index))
         return indexes
 
     def sandbox(self, vni: int, address: str, name: str = "", address6: str = "") -> Sandbox:

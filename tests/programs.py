@@ -117,7 +117,7 @@ class Node:
             (link,) = ip.get_links(self.uplink)
             self.uplink_mac = str(link.get("address"))
             for index in range(slot_count):
-                self.slots.append(slots.make(ip, door, place, index))
+                self.slots.append(slots.make(door, place, index))
                 self.plane.add_slot(index, self.slots[index])
 
     def close(self) -> None:

@@ -154,11 +154,7 @@ class SlotMaker:
     def _clear_half_made(self) -> None:
         """Drop what a maker that died in the middle left: a namespace that no map knows."""
         known = {slot.index for slot in self._plane.slots()}
-        found = [int(path.name[5:]) for path in self._place.directory.glob("slot-*")]
-        stale = [index for index in found if index not in known]
-        for index in stale:
-            slots.drop(self._place, index)
-        slots.wait_gone(self._ip, stale)
+        slots.clear_half_made(self._ip, self._place, known)
 
     def _obey(self, op: str, index: int) -> None:
         try:
@@ -178,7 +174,7 @@ class SlotMaker:
         if self._place.netns(index).exists():
             slots.drop(self._place, index)
             slots.wait_gone(self._ip, [index])
-        ifindex = slots.make(self._ip, self._route, self._place, index)
+        ifindex = slots.make(self._route, self._place, index)
         self._plane.add_slot(index, ifindex)
         spent = round((time.perf_counter() - began) * 1e6)
         self._tell(event="ready", index=index, ifindex=ifindex, us=spent)

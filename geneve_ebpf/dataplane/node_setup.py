@@ -40,7 +40,7 @@ def _up(settings: NodeSettings) -> None:
         _refuse_other_node(ip, settings)
         pins.mount()
         pins.refuse_other_layouts()
-        (settings.run_directory / "netns").mkdir(mode=0o755, exist_ok=True)
+        namespaces.make_directory(settings.run_directory / "netns")
         boot, remark = "adopted", ""
         if not pins.have_programs():
             boot, remark = load_and_pin(settings.run_directory)
@@ -147,6 +147,7 @@ def _down(settings: NodeSettings) -> None:
             hooks.drop_blocks(ip)
     for path in names:
         namespaces.remove(path)
+    namespaces.remove_directory(netns_directory)
     pins.unmount()
     if settings.run_directory.exists():
         shutil.rmtree(settings.run_directory)

@@ -25,8 +25,8 @@ from geneve_ebpf.host import messages
 from geneve_ebpf.host.netlink import RouteSocket
 
 _SIOCETHTOOL = 0x8946
-_SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921
-_ETHTOOL_GLINK, _ETHTOOL_STSO, _ETHTOOL_SGRO = 0x0A, 0x1F, 0x2C
+_SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFINDEX = 0x8913, 0x8921, 0x8933
+_ETHTOOL_GLINK = 0x0A
 _ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO, _ETHTOOL_SFEATURES = 0x1B, 0x37, 0x3B
 _FEATURE_NAMES, _NAME_SIZE = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
@@ -156,71 +156,77 @@ def remove(ip: IPRoute, index: int) -> None:
             raise
 
 
-def set_tso(name: str, on: bool) -> None:
-    """TCP segmentation offload. Off on a host-side veth, its peer's GRO may run."""
-    _ethtool(name, _ETHTOOL_STSO, on)
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Offloads to switch, by their names in `ethtool -k`."""
+
+    on: tuple[str, ...] = ()
+    off: tuple[str, ...] = ()
 
 
-def set_gro(name: str, on: bool) -> None:
-    """Generic receive offload."""
-    _ethtool(name, _ETHTOOL_SGRO, on)
+def set_features(door: RouteSocket, name: str, features: Features) -> None:
+    """Switch offloads of an interface in the socket's namespace, in one go.
 
-
-def set_feature(name: str, feature: str, on: bool) -> None:
-    """An offload by its name in `ethtool -k`, for those that have no command of their own.
-
-    Nothing where the kernel knows no such feature.
+    What this kernel has no such offload for is left out. Raises OSError.
     """
-    names = _feature_names(name)
-    if feature not in names:
-        return
-    word, bit = divmod(names.index(feature), 32)
-    masks = [0] * (2 * -(-len(names) // 32))  # (to change, wanted) for each 32
-    masks[2 * word] = 1 << bit
-    masks[2 * word + 1] = int(on) << bit
-    _ioctl(name, struct.pack(f"<II{len(masks)}I", _ETHTOOL_SFEATURES, len(masks) // 2, *masks))
+    _ioctl(door, name, _feature_masks(features))
 
 
 @cache
-def _feature_names(name: str) -> tuple[str, ...]:
+def _feature_masks(features: Features) -> bytes:
+    with RouteSocket() as door:
+        names = _feature_names(door, "lo")
+    masks = [0] * (2 * -(-len(names) // 32))  # (to change, wanted) for each 32
+    for wanted, some in ((1, features.on), (0, features.off)):
+        for feature in some:
+            if feature in names:
+                word, bit = divmod(names.index(feature), 32)
+                masks[2 * word] |= 1 << bit
+                masks[2 * word + 1] |= wanted << bit
+    return struct.pack(f"<II{len(masks)}I", _ETHTOOL_SFEATURES, len(masks) // 2, *masks)
+
+
+def _feature_names(door: RouteSocket, name: str) -> tuple[str, ...]:
     """What the kernel calls its offloads, in the order of their bits: the same on every one."""
     asked = struct.pack("<IIQI", _ETHTOOL_GSSET_INFO, 0, 1 << _FEATURE_NAMES, 0)
-    (count,) = struct.unpack_from("<I", _ioctl(name, asked), 16)
+    (count,) = struct.unpack_from("<I", _ioctl(door, name, asked), 16)
     room = struct.pack("<III", _ETHTOOL_GSTRINGS, _FEATURE_NAMES, count)
-    text = _ioctl(name, room + bytes(count * _NAME_SIZE))[len(room) :]
+    text = _ioctl(door, name, room + bytes(count * _NAME_SIZE))[len(room) :]
     return tuple(
         text[at : at + _NAME_SIZE].split(b"\0", 1)[0].decode()
         for at in range(0, len(text), _NAME_SIZE)
     )
 
 
-def wait_running(name: str, patience: float = 1.0) -> None:
+def index_by_name(door: RouteSocket, name: str) -> int:
+    """Index of an interface in the socket's namespace. Raises OSError ENODEV."""
+    answer = fcntl.ioctl(door, _SIOCGIFINDEX, struct.pack("16si20x", name.encode(), 0))
+    return int(struct.unpack_from("i", answer, 16)[0])
+
+
+def wait_running(door: RouteSocket, name: str, patience: float = 1.0) -> None:
     """Return once an interface that is up transmits, `patience` seconds at most.
 
     A veth whose peer came up after it has its carrier at once, but drops what
     is sent until the kernel's link watch has come round, a moment later.
     """
+    if _flags(door, name) & _IFF_RUNNING:
+        return
     end = time.monotonic() + patience
     # Asking for the link makes the kernel do its link watch now (since 6.8).
-    _ethtool(name, _ETHTOOL_GLINK, False)
-    while not _flags(name) & _IFF_RUNNING and time.monotonic() < end:
+    _ioctl(door, name, struct.pack("<II", _ETHTOOL_GLINK, 0))  # struct ethtool_value
+    while not _flags(door, name) & _IFF_RUNNING and time.monotonic() < end:
         time.sleep(0.0002)
 
 
-def _flags(name: str) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-        answer = fcntl.ioctl(door, _SIOCGIFFLAGS, struct.pack("16sH22x", name.encode(), 0))
+def _flags(door: RouteSocket, name: str) -> int:
+    answer = fcntl.ioctl(door, _SIOCGIFFLAGS, struct.pack("16sH22x", name.encode(), 0))
     return int(struct.unpack_from("H", answer, 16)[0])
 
 
-def _ethtool(name: str, command: int, on: bool) -> None:
-    _ioctl(name, struct.pack("<II", command, int(on)))  # struct ethtool_value
-
-
-def _ioctl(name: str, argument: bytes) -> bytes:
+def _ioctl(door: RouteSocket, name: str, argument: bytes) -> bytes:
     """SIOCETHTOOL; the argument as the kernel leaves it. Raises OSError."""
     buffer = ctypes.create_string_buffer(argument, len(argument))
     request = struct.pack("16sQ8x", name.encode(), ctypes.addressof(buffer))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-        fcntl.ioctl(door, _SIOCETHTOOL, request)
+    fcntl.ioctl(door, _SIOCETHTOOL, request)
     return buffer.raw

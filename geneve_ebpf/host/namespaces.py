@@ -47,6 +47,25 @@ def _first_mount(process: str) -> str:
         return mounts.readline().split(" ", 1)[0]
 
 
+def make_directory(path: Path) -> None:
+    """A directory for namespaces to be kept in: a tmpfs of its own, also where /run is none.
+
+    On a disk's file system each mount point costs 2.7 ms. One that has
+    namespaces in it already stays as it is.
+    """
+    path.mkdir(mode=0o755, exist_ok=True)
+    if os.path.ismount(path) or any(path.iterdir()):
+        return
+    options = b"mode=0755,size=64k,nr_inodes=65536"
+    _check(_libc.mount(b"geneve-ebpf", os.fsencode(path), b"tmpfs", 0, options), "mount")
+
+
+def remove_directory(path: Path) -> None:
+    """Undo `make_directory`, and let go of all that is in there. No error if it is not there."""
+    while os.path.ismount(path) and _libc.umount2(os.fsencode(path), _MNT_DETACH) == 0:
+        pass
+
+
 def current() -> int:
     """A file descriptor for this thread's network namespace."""
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -88,35 +107,55 @@ def entering(path: Path | None) -> Iterator[None]:
         os.close(before)
 
 
-def create(path: Path) -> int:
-    """Make a namespace and keep it at `path` (a new file); returns a descriptor of it.
+@contextmanager
+def visiting(path: Path) -> Iterator[None]:
+    """As `entering`, of a namespace that may be gone: raises the OSError that says so."""
+    there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        before = current()
+        try:
+            enter(there)
+            try:
+                yield
+            finally:
+                enter(before)
+        finally:
+            os.close(before)
+    finally:
+        os.close(there)
 
-    The thread is back in its own namespace afterwards, also on failure, when
-    nothing is left behind. 0.5 ms; forking for it, as netns libraries do, 13 ms.
-    """
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o600))
+
+def create(path: Path) -> int:
+    """As `enter_new`, and the thread is back in its own namespace afterwards."""
     before = current()
     try:
-        _check(_libc.unshare(_CLONE_NEWNET), "unshare")
         try:
-            made = current()
-            try:
-                _check(
-                    _libc.mount(
-                        b"/proc/thread-self/ns/net", os.fsencode(path), b"none", _MS_BIND, None
-                    ),
-                    "mount",
-                )
-            except OSError:
-                os.close(made)
-                raise
+            return enter_new(path)
         finally:
             enter(before)
+    finally:
+        os.close(before)
+
+
+def enter_new(path: Path) -> int:
+    """Make a namespace, keep it at `path` (a new file) and go there; a descriptor of it.
+
+    Nothing is left behind on failure, but the thread may be somewhere else.
+    0.5 ms; forking for it, as netns libraries do, 13 ms.
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o600))
+    try:
+        _check(_libc.unshare(_CLONE_NEWNET), "unshare")
+        made = current()
+        try:
+            here, there = b"/proc/thread-self/ns/net", os.fsencode(path)
+            _check(_libc.mount(here, there, b"none", _MS_BIND, None), "mount")
+        except OSError:
+            os.close(made)
+            raise
     except OSError:
         path.unlink()
         raise
-    finally:
-        os.close(before)
     return made
 
 

@@ -19,9 +19,11 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from geneve_ebpf.host.messages import Request
 
-__all__ = ["IPRoute", "NetlinkError", "RouteSocket"]
+__all__ = ["Batch", "IPRoute", "NetlinkError", "RouteSocket"]
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_FLAGS, _FLAGS_AT = struct.Struct("=H"), 6
+_SEQUENCE, _SEQUENCE_AT = struct.Struct("=I"), 8
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
 
@@ -35,16 +37,36 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         at += (length + 3) & ~3
 
 
+class Batch:
+    """Requests made ready to be sent together, as often as need be."""
+
+    __slots__ = ("data", "starts")
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        data = bytearray()
+        self.starts: list[int] = []  # where each begins
+        for request in requests:
+            self.starts.append(len(data))
+            size = _HEADER.size + len(request.body)
+            data += _HEADER.pack(size, request.kind, request.flags | _NLM_F_REQUEST, 0, 0)
+            data += request.body
+        self.data = bytes(data)
+
+
 class RouteSocket:
-    """NETLINK_ROUTE in the network namespace the thread is in when this is made."""
+    """NETLINK_ROUTE in the network namespace the thread is in when this is made.
+
+    It stays there, wherever the thread goes, and takes that namespace's ioctls too.
+    """
 
     def __init__(self, groups: int = 0) -> None:
-        """groups: RTMGRP_* of notifications to hear; `listen` then, and nothing else."""
+        """groups: RTMGRP_* of notifications to hear, with `listen`."""
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
         self._socket.bind((0, groups))
         self._sequence = 0
+        self._heard: list[tuple[int, bytes]] = []  # while an answer was waited for
 
     def close(self) -> None:
         self._socket.close()
@@ -65,35 +87,58 @@ class RouteSocket:
 
         Raises the OSError of the first that was refused, when all are answered.
         """
-        first = self._sequence + 1
-        sent = bytearray()
-        for request in requests:
-            self._sequence += 1
-            sent += _HEADER.pack(
-                _HEADER.size + len(request.body),
-                request.kind,
-                request.flags | _NLM_F_REQUEST | _NLM_F_ACK,
-                self._sequence,
-                0,
-            )
-            sent += request.body
-        self._socket.send(sent)
-        refused = 0
-        left = len(requests)
-        while left:
-            for kind, sequence, body in _messages(self._socket.recv(1 << 18)):
-                if sequence >= first and kind == _NLMSG_ERROR:
-                    (code,) = struct.unpack_from("=i", body)
-                    refused = refused or -code
-                    left -= 1
+        self.tell_batch(Batch(requests))
+
+    def tell_batch(self, batch: Batch) -> None:
+        """As `tell_all`, of requests that are ready."""
+        (refused,) = self.tell_each([batch])
         if refused:
             raise OSError(refused, os.strerror(refused))
+
+    def tell_each(self, batches: Sequence[Batch]) -> list[int]:
+        """Send several batches in one go; for each the errno of its first refused request, or 0.
+
+        Some hundred kilobytes at most, all together.
+        """
+        if not batches:
+            return []
+        first = self._sequence + 1
+        sent = bytearray()
+        owners = []  # batch of each request
+        start = 0
+        for number, batch in enumerate(batches):
+            base = len(sent)
+            sent += batch.data
+            for start in batch.starts:
+                start += base
+                self._sequence += 1
+                _SEQUENCE.pack_into(sent, start + _SEQUENCE_AT, self._sequence)
+                owners.append(number)
+        # The kernel answers whatever it refuses, and what asks for it: the last is enough.
+        flags = _FLAGS.unpack_from(sent, start + _FLAGS_AT)[0] | _NLM_F_ACK
+        _FLAGS.pack_into(sent, start + _FLAGS_AT, flags)
+        self._socket.send(sent)
+        refused = [0] * len(batches)
+        last = self._sequence
+        while True:
+            for kind, sequence, body in _messages(self._socket.recv(1 << 18)):
+                if kind != _NLMSG_ERROR:
+                    self._heard.append((kind, body))
+                elif sequence >= first:
+                    (code,) = struct.unpack_from("=i", body)
+                    owner = owners[sequence - first]
+                    refused[owner] = refused[owner] or -code
+                    if sequence == last:
+                        return refused
 
     def listen(self, seconds: float | None = None) -> list[tuple[int, bytes]]:
         """The next notifications, as (type, body). None within that time: [].
 
         Raises OSError ENOBUFS when some were lost.
         """
+        if self._heard:
+            heard, self._heard = self._heard, []
+            return heard
         if not select.select([self._socket], [], [], seconds)[0]:
             return []
         return [(kind, body) for kind, _, body in _messages(self._socket.recv(1 << 18))]

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -21,8 +21,9 @@ import pytest
 
 from geneve_ebpf import dataplane
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.host import links, namespaces, slots
-from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.host import namespaces, slots
+from geneve_ebpf.host.netlink import RouteSocket
+from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.loader import bpf, hooks
 from geneve_ebpf.model import Guest, NodeSettings
 from lab.network import run
@@ -335,12 +336,12 @@ def test_a_slot_that_cannot_be_made_leaves_nothing(pair: tuple[Node, Node]) -> N
     a.run("ip", "link", "add", name, "type", "veth", "peer", "name", "taken1")
     links = a.run("ip", "-o", "link", "show")
     try:
-        with namespaces.entering(a.netns), IPRoute() as ip, RouteSocket() as door:
+        with namespaces.entering(a.netns), RouteSocket() as door:
             with pytest.raises(Exception, match="exist"):
-                slots.make(ip, door, a.place, 3)
+                slots.make(door, a.place, 3)
             a.place.netns(4).touch()
             with pytest.raises(OSError, match="exist"):
-                slots.make(ip, door, a.place, 4)
+                slots.make(door, a.place, 4)
 
         assert a.run("ip", "-o", "link", "show") == links
         assert sorted(a.place.directory.iterdir()) == [a.place.netns(4)]
@@ -469,23 +470,29 @@ def test_a_slot_whose_interface_another_tool_took_never_comes_up(
 ) -> None:
     """With a clsact of its own it is in no block, so no program of ours would see its frames."""
     a, _ = pair
-    silence = links.silence
+    connect = slots.NAMESPACE.connect
 
-    def silence_and_be_late(ip: IPRoute, index: int, name: str) -> None:
-        silence(ip, index, name)
-        if name == "gnv0":
-            a.run("tc", "qdisc", "add", "dev", name, "clsact")
+    def connect_and_be_late(
+        door: RouteSocket, place: slots.Place, drafts: Sequence[slots.Draft]
+    ) -> None:
+        connect(door, place, drafts)
+        a.run("tc", "qdisc", "add", "dev", "gnv1", "clsact")
 
-    monkeypatch.setattr(links, "silence", silence_and_be_late)
-    with (
-        namespaces.entering(a.netns), IPRoute() as ip, RouteSocket() as door,
-        pytest.raises(GeneveError) as refused,
-    ):  # fmt: skip
-        slots.make(ip, door, a.place, 0)
+    monkeypatch.setattr(slots.NAMESPACE, "connect", connect_and_be_late)
+    settings = Settings()
+    with namespaces.entering(a.netns), RouteSocket() as door:
+        first, second, third = slots.make_many(door, a.place, [0, 1, 2], settings)
+    settings.close()
 
-    assert refused.value.code is Code.NODE_SETUP
-    assert "gnv0" not in interfaces(a.netns)
-    assert list(a.place.directory.iterdir()) == []
+    refused = second.error
+    assert isinstance(refused, GeneveError)
+    assert refused.code is Code.NODE_SETUP
+    assert "gnv1" not in interfaces(a.netns)
+    assert {"gnv0", "gnv2"} <= interfaces(a.netns)
+    assert first.error is third.error is None
+    assert sorted(a.place.directory.iterdir()) == [a.place.netns(0), a.place.netns(2)]
+    for made in (first, third):
+        a.plane.add_slot(made.index, made.ifindex)
 
 
 def test_two_nodes_of_one_machine_share_nothing(pair: tuple[Node, Node]) -> None:
@@ -530,8 +537,8 @@ def test_a_start_that_is_killed_is_picked_up_by_the_next(bed: Bed, place: NodeSe
                 facts.program,
                 facts.guard,
             )
-            with namespaces.entering(netns), IPRoute() as ip, RouteSocket() as door:
-                plane.add_slot(0, slots.make(ip, door, where, 0))
+            with namespaces.entering(netns), RouteSocket() as door:
+                plane.add_slot(0, slots.make(door, where, 0))
             assert [slot.index for slot in plane.slots()] == [0]
             assert hooks_of(netns) == ["uplink_rx", *["sandbox_tx", "sandbox_guard"] * 2]
             plane.close()

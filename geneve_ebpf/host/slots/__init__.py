@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slots: places for sandboxes, made before anybody knows whose they will be.
+
+All the netlink of a sandbox's life happens here, before and after it lives.
+"""
+
+from geneve_ebpf.host.slots.adopting import clear_half_made, lost, resize
+from geneve_ebpf.host.slots.destroying import cut_off, drop, gone, wait_gone
+from geneve_ebpf.host.slots.kinds import NAMESPACE, Draft, Kind
+from geneve_ebpf.host.slots.making import AT_ONCE, make, make_many
+from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place, host_interface
+
+__all__ = [
+    "AT_ONCE",
+    "GUEST_INTERFACE",
+    "NAMESPACE",
+    "Draft",
+    "Kind",
+    "Place",
+    "clear_half_made",
+    "cut_off",
+    "drop",
+    "gone",
+    "host_interface",
+    "lost",
+    "make",
+    "make_many",
+    "resize",
+    "wait_gone",
+]

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slots that are there already: those a maker left half made, those that were lost, a new MTU."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Iterable, Iterator
+
+from geneve_ebpf.host import links, messages, namespaces
+from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.host.slots.destroying import drop, gone, wait_gone
+from geneve_ebpf.host.slots.kinds import IPV6_MTU_MIN, routes6
+from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place
+
+
+def clear_half_made(ip: IPRoute, place: Place, known: Collection[int]) -> None:
+    """Drop what a maker that died in the middle left: a namespace that no map knows."""
+    found = [int(name[5:]) for name in os.listdir(place.directory) if name.startswith("slot-")]
+    stale = [index for index in found if index not in known]
+    for index in stale:
+        drop(place, index)
+    wait_gone(ip, stale)
+
+
+def lost(indexes: Iterable[int]) -> Iterator[int]:
+    """Those whose host-side interface is there no more. For a thread in the node's namespace."""
+    return (index for index in indexes if gone(index))
+
+
+def resize(place: Place, index: int) -> bool:
+    """Give a slot's eth0 the place's MTU, whoever is in there; False if the slot is not there.
+
+    Nobody's connection notices more than the size. An IPv6 address that a tiny
+    MTU cost is given back.
+    """
+    try:
+        with namespaces.visiting(place.netns(index)):
+            _resize(place)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        # No namespace any more, or nothing in it that is called eth0.
+        if error.errno in (errno.EINVAL, errno.ENODEV):
+            return False
+        raise
+    return True
+
+
+def _resize(place: Place) -> None:
+    before = links.mtu_by_name(GUEST_INTERFACE)
+    if before == place.mtu:
+        return
+    with RouteSocket() as inside:
+        eth0 = links.index_by_name(inside, GUEST_INTERFACE)
+        requests = [messages.link_mtu(eth0, place.mtu)]
+        if before < IPV6_MTU_MIN <= place.mtu and links.believe_no_router("default"):
+            requests += [messages.address(eth0, place.guest.address6)]
+            requests += routes6(place.guest, eth0)
+        inside.tell_all(requests)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Destroying slots: their namespaces are let go, and the kernel takes the interfaces with them."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable
+
+from pyroute2 import IPRoute
+
+from geneve_ebpf.host import links, namespaces
+from geneve_ebpf.host.slots.place import Place, host_interface
+
+
+def drop(place: Place, index: int) -> None:
+    """Let go of a slot's namespace: its interfaces vanish with it, a little later.
+
+    `gone` says when. A process that lingers in there keeps it alive; then
+    `cut_off` takes the interface from it.
+    """
+    namespaces.remove(place.netns(index))
+
+
+def gone(index: int) -> bool:
+    """Whether the slot's host-side interface has vanished. For a thread in the node's namespace."""
+    try:
+        socket.if_nametoindex(host_interface(index))
+    except OSError:
+        return True
+    return False
+
+
+def cut_off(ip: IPRoute, index: int) -> None:
+    """Delete a slot's interfaces, whoever still sits in its namespace."""
+    ifindex = links.index_of(ip, host_interface(index))
+    if ifindex:
+        links.remove(ip, ifindex)
+
+
+def wait_gone(ip: IPRoute, indexes: Iterable[int], patience: float = 2.0) -> None:
+    """Wait until the slots' interfaces have vanished; cut off those that will not.
+
+    `patience` in seconds, for all of them together. Their namespaces must have
+    been dropped.
+    """
+    end = time.monotonic() + patience
+    left = list(indexes)
+    while left and time.monotonic() < end:
+        left = [index for index in left if not gone(index)]
+        if left:
+            time.sleep(0.005)
+    for index in left:
+        cut_off(ip, index)
