@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.wheel import build
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -19,18 +18,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """The wheel of this checkout, built from a copy: building leaves files behind."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in ("geneve_ebpf", "bpf", "LICENSES"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    build = "from setuptools.build_meta import build_wheel; build_wheel('out')"
-    subprocess.run(
-        [sys.executable, "-c", build], cwd=copy, check=True, capture_output=True, text=True
-    )
-    (path,) = (copy / "out").glob("*.whl")
-    return zipfile.ZipFile(path)
+    """The wheel of this checkout."""
+    return zipfile.ZipFile(build(tmp_path_factory.mktemp("wheel")))
 
 
 def test_every_package_is_listed():
