@@ -88,7 +88,7 @@ def test_the_locks_hold_what_the_project_asks_for():
 def test_every_dependency_has_its_reason():
     """docs/dependencies.md has a row for each Debian package and each library."""
     bootstrap = (ROOT / "script" / "bootstrap").read_text()
-    lists = re.findall(r"^(?:run|test)_packages=\((.*)\)$", bootstrap, re.MULTILINE)
+    lists = re.findall(r"^(?:run|test)_packages=\(([^)]*)\)$", bootstrap, re.MULTILINE)
     debian = {package for packages in lists for package in packages.split()}
     extras = PROJECT["project"]["optional-dependencies"].values()
     wishes = [*PROJECT["project"]["dependencies"], *(wish for extra in extras for wish in extra)]
