@@ -104,7 +104,8 @@ def machine():
         vtep = tomllib.loads(toml)["node"]["vtep"]
         run("ip", "-n", NAME, "address", "add", f"{vtep}/24", "dev", "eth1")
         (HOME / "node.toml").write_text(
-            f'{toml}netns = "/run/netns/{NAME}"\nrun_root = "{HOME}/run"\nstate_root = "{HOME}/state"\n'
+            f'{toml}netns = "/run/netns/{NAME}"\n'
+            f'run_root = "{HOME}/run"\nstate_root = "{HOME}/state"\n'
         )
         yield
     finally:
