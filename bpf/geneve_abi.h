@@ -65,6 +65,16 @@ enum slot_state {
 	SLOT_TAKEN,		/* had a tenant: never READY again */
 };
 
+/* A spliced tap's interface index is that of eth0 and this bit. */
+#define TAP_DISTANCE 65536
+
+/* What a sandbox opens. The numbers are stored in bindings.kind. */
+enum slot_kind {
+	KIND_NAMESPACE,		/* eth0 in a namespace of the slot's own */
+	KIND_TAP,		/* a tap in there, spliced to eth0 */
+	KIND_HOST_TAP,		/* a tap in the node's namespace: it has no peer */
+};
+
 /* What a slot is and who is in it. Mapped into user space.
  *
  * Immutable while generation is not 0: the writer stores the fields first and
@@ -75,10 +85,11 @@ struct binding {
 	__u32 vni;
 	__be32 address;		/* in the VPC; 0: none */
 	__u8 mac[6];		/* in the VPC */
-	__u8 pad[2];
+	__u8 native;		/* 1: the guest has its VPC addresses itself */
+	__u8 pad;
 	__u32 state;		/* enum slot_state */
 	__u32 ifindex;		/* host-side interface */
-	__u32 pad2;
+	__u32 kind;		/* enum slot_kind */
 	__u64 attached_at;	/* ns since the epoch */
 	char sandbox[SANDBOX_NAME_SIZE];
 	struct address address6; /* in the VPC; all zero: none */

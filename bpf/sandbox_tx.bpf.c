@@ -8,6 +8,7 @@
 #include "lib/count.h"
 #include "lib/deliver.h"
 #include "lib/ecn.h"
+#include "lib/guest.h"
 #include "lib/inner.h"
 #include "lib/kernel.h"
 #include "lib/link.h"
@@ -33,13 +34,6 @@ static inline struct route *find_route(__u32 vni, const struct address *address)
 	return route ? route : routes_lpm.lookup(&key);
 }
 
-/* What the sandbox is known by in its VPC, in the packet's family. */
-static inline struct address vpc_address(const struct binding *from,
-					 __u8 family)
-{
-	return family == 6 ? from->address6 : from_ipv4(from->address);
-}
-
 /* The addresses are made anew where they are needed: kept in the meantime, they
  * would be so on the stack.
  */
@@ -48,9 +42,12 @@ static inline enum drop_reason translate_source(struct __sk_buff *skb,
 						const struct binding *from,
 						struct inner *inner)
 {
-	struct address guest = guest_address(config, inner->family);
-	struct address own = vpc_address(from, inner->family);
+	struct address guest, own;
 
+	if (from->native)
+		return DROP_NONE;
+	guest = guest_address(config, from, inner->family);
+	own = vpc_address(from, inner->family);
 	return translate(skb, inner, SOURCE, &guest, &own);
 }
 
@@ -58,15 +55,18 @@ static inline enum drop_reason translate_source(struct __sk_buff *skb,
 static inline int send_local(struct __sk_buff *skb,
 			     const struct node_config *config, __u32 slot,
 			     const struct binding *from,
-			     const struct endpoint *to, struct inner *inner)
+			     const struct endpoint *to,
+			     const struct binding *to_binding,
+			     struct inner *inner)
 {
 	__u32 to_slot = to->slot, ifindex = to->ifindex;
+	__u32 kind = to_binding->kind;
 	enum drop_reason reason;
 	struct slot_counters *row;
 
 	reason = translate_source(skb, config, from, inner);
 	if (!reason)
-		reason = address_to_guest(skb, config, inner);
+		reason = address_to_guest(skb, config, to_binding, inner);
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
 	/* It was sent to the gateway's MAC, which is not the interface's. */
@@ -77,7 +77,7 @@ static inline int send_local(struct __sk_buff *skb,
 	row = slot_counters.lookup(&to_slot);
 	if (row)
 		add(&row->rx_local, inner->length);
-	return bpf_redirect_peer(ifindex, 0);
+	return hand_over(ifindex, kind);
 }
 
 /* Into the tunnel, unless it does not fit. */
@@ -141,7 +141,7 @@ static inline int forward(struct __sk_buff *skb,
 			  const struct binding *from, const struct ethhdr *eth,
 			  struct inner *inner)
 {
-	struct address guest = guest_address(config, inner->family), own;
+	struct address guest = guest_address(config, from, inner->family), own;
 	struct binding *to_binding = 0;
 	struct endpoint *to = 0;
 	enum drop_reason reason;
@@ -159,7 +159,8 @@ static inline int forward(struct __sk_buff *skb,
 
 	reason = find_endpoint(from->vni, &inner->destination, &to, &to_binding);
 	if (!reason)
-		return send_local(skb, config, slot, from, to, inner);
+		return send_local(skb, config, slot, from, to, to_binding,
+				  inner);
 	if (reason == DROP_STALE_ENDPOINT)
 		return drop(skb, DIRECTION_TX, reason);
 	route = find_route(from->vni, &inner->destination);
@@ -207,13 +208,13 @@ int sandbox_tx(struct __sk_buff *skb)
 	if (!same_mac(eth.h_source, config->guest_mac))
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_MAC);
 	if (eth.h_proto == to_be16(ETH_P_ARP))
-		return answer_arp(skb, config, &eth);
+		return answer_arp(skb, config, from, &eth);
 	family = family_of(eth.h_proto);
 	reason = DROP_NOT_IP;
 	if (family)
 		reason = read_inner(skb, ETH_HLEN, skb->len, family, &inner);
 	if (!reason) {
-		verdict = answer_on_link(skb, config, &inner);
+		verdict = answer_on_link(skb, config, from, &inner);
 		if (verdict != PASS_ON)
 			return verdict;
 	}

@@ -111,10 +111,11 @@ class Binding(ctypes.Structure):
         ("vni", c_uint32),
         ("address", c_uint8 * 4),
         ("mac", c_uint8 * 6),
-        ("pad", c_uint8 * 2),
+        ("native", c_uint8),
+        ("pad", c_uint8),
         ("state", c_uint32),
         ("ifindex", c_uint32),
-        ("pad2", c_uint32),
+        ("kind", c_uint32),
         ("attached_at", c_uint64),
         ("sandbox", ctypes.c_char * 64),
         ("address6", Address),
@@ -235,7 +236,7 @@ MAPS: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
 }
 
 # The hooks: C function and source file without its ending.
-PROGRAMS = ("sandbox_tx", "uplink_rx", "uplink_rx_l3", "sandbox_guard")
+PROGRAMS = ("sandbox_tx", "uplink_rx", "uplink_rx_l3", "sandbox_guard", "tap_splice")
 
 # Outer IP, UDP, Geneve and inner Ethernet: what the tunnel adds to an inner IP packet.
 OVERHEAD = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}

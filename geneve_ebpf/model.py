@@ -47,6 +47,21 @@ class RouteKind(str, Enum):
     BLACKHOLE = "blackhole"
 
 
+class SlotKind(str, Enum):
+    """What a sandbox opens: in the order of enum slot_kind."""
+
+    NAMESPACE = "namespace"  # eth0 in a namespace of the slot's own
+    TAP = "tap"  # tap0 in there, spliced to eth0
+    HOST_TAP = "host-tap"  # a tap in the node's namespace
+
+
+class AddressMode(str, Enum):
+    """Which address a guest has on its eth0."""
+
+    CLONE = "clone"  # the same in every slot; the programs translate
+    NATIVE = "native"  # that of its VPC
+
+
 class SlotState(Enum):
     """A slot's life; it only ever moves forward. The numbers are stored in the slots map."""
 
@@ -140,11 +155,12 @@ class Guest:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place for a sandbox: a namespace with eth0, and its host-side veth."""
+    """A place for a sandbox, behind its host-side interface."""
 
     index: int
-    ifindex: int  # of the host-side veth, in the node's namespace
+    ifindex: int  # of the host-side interface, in the node's namespace
     state: SlotState
+    kind: SlotKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +172,7 @@ class Attachment:
     endpoint: Endpoint
     generation: int
     attached_at: float  # seconds since the epoch
+    mode: AddressMode = AddressMode.CLONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,14 +243,25 @@ class Node:
         """Everything that passes an interface of the node from now on."""
         return self.bed.capture(self.netns, interface)
 
-    def make_slots(self, count: int = 1) -> list[int]:
+    def make_slots(self, count: int = 1, kind: slots.Kind = slots.NAMESPACE) -> list[int]:
         """Make slots with the lowest free indexes; returns those."""
         taken = {slot.index for slot in self.plane.slots()}
         indexes = [i for i in range(len(taken) + count) if i not in taken][:count]
         with namespaces.entering(self.netns), RouteSocket() as door:
             for index in indexes:
-                self.plane.add_slot(index, slots.make(door, self.place, index))
+                ifindex = slots.make(door, self.place, index, kind)
+                self.plane.add_slot(index, ifindex, kind.name)
         return indexes
+
+    def tap_slot(self, kind: str = "tap", owner: int = 0) -> int:
+        """A new slot with a tap: "tap" or "host-tap"."""
+        if kind == "host-tap":
+            return self.make_slots(kind=slots.HostTapKind(owner))[0]
+        program = dataplane.splice_program(self.settings.run_directory)
+        try:
+            return self.make_slots(kind=slots.TapKind(owner, program))[0]
+        finally:
+            os.close(program)
 
     def sandbox(self, vni: int, address: str, name: str = "", address6: str = "") -> Sandbox:
         """A new sandbox on a slot of its own, with an address of either family, or of both."""
@@ -267,8 +278,10 @@ class Node:
                 self.plane.detach(slot.index)
             elif slot.state in (SlotState.READY, SlotState.RESERVED):
                 self.plane.retire(slot.index)
-            slots.drop(self.place, slot.index)
         with namespaces.entering(self.netns), IPRoute() as ip:
+            for slot in ended:
+                if not slots.drop(self.place, slot.index):
+                    slots.cut_off(ip, slot.index)
             slots.wait_gone(ip, [slot.index for slot in ended])
         if ended:
             quiesce()

@@ -42,7 +42,15 @@ from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import bpf
 from geneve_ebpf.loader.maps import Table
 from geneve_ebpf.loader.pins import Pins
-from geneve_ebpf.model import Endpoint, MacAddress, NodeSettings, Route, RouteKind, Vtep
+from geneve_ebpf.model import (
+    AddressMode,
+    Endpoint,
+    MacAddress,
+    NodeSettings,
+    Route,
+    RouteKind,
+    Vtep,
+)
 from tests import packets
 
 SHOT, REDIRECT, PASS_ON = 2, 7, -1  # verdicts
@@ -99,9 +107,7 @@ class Node:
         self.overhead = {4: packets.OVERHEAD, 6: packets.OVERHEAD6}[self.family]
         self.pins = Pins(settings.run_directory)
         self.plane = dataplane.bring_up(settings)
-        self._programs = {
-            name: bpf.open_pin(self.pins.program(name)) for name in PROGRAMS
-        }
+        self._programs = {name: bpf.open_pin(self.pins.program(name)) for name in PROGRAMS}
         found = dataplane.facts(settings.run_directory)
         place = slots.Place(
             settings.run_directory / "netns",
@@ -240,14 +246,21 @@ class Node:
 
     # -- furnishing
 
-    def attach(self, slot: int, sandbox: str, vni: int, *addresses: str) -> None:
+    def attach(
+        self,
+        slot: int,
+        sandbox: str,
+        vni: int,
+        *addresses: str,
+        mode: AddressMode = AddressMode.CLONE,
+    ) -> None:
         """Bind a slot, as the agent does, to an address of either family or one of each."""
         found = {one.version: one for one in map(ip_address, addresses)}
         mac = MacAddress(bytes.fromhex(packets.mac_of(addresses[0]).replace(":", "")))
         four, six = found.get(4), found.get(6)
         assert four is None or isinstance(four, IPv4Address)
         assert six is None or isinstance(six, IPv6Address)
-        self.plane.attach(slot, sandbox, Endpoint(vni, four, mac, six))
+        self.plane.attach(slot, sandbox, Endpoint(vni, four, mac, six), mode)
 
     def route(self, vni: int, prefix: str, kind: RouteKind, vtep: str = "", mac: str = "") -> None:
         """Set one route of a VPC."""

@@ -5,6 +5,7 @@
 
 #include "address.h"
 #include "count.h"
+#include "guest.h"
 #include "inner.h"
 #include "translate.h"
 
@@ -32,12 +33,11 @@ static inline enum drop_reason find_endpoint(__u32 vni,
 	return DROP_NONE;
 }
 
-/* What every sandbox has on eth0, in the packet's family. */
-static inline struct address guest_address(const struct node_config *config,
-					   __u8 family)
+/* Into the sandbox without its queue. A tap has none to go round. */
+static inline int hand_over(__u32 ifindex, __u32 kind)
 {
-	return family == 6 ? config->guest_address6 :
-			     from_ipv4(config->guest_address);
+	return kind == KIND_HOST_TAP ? bpf_redirect(ifindex, 0) :
+				       bpf_redirect_peer(ifindex, 0);
 }
 
 /* What stands in front of an IPv4 packet's options or payload. */
@@ -51,17 +51,21 @@ struct head4 {
  */
 static inline enum drop_reason address_to_guest(struct __sk_buff *skb,
 						const struct node_config *config,
+						const struct binding *to,
 						struct inner *inner)
 {
-	struct address guest = guest_address(config, inner->family);
 	enum drop_reason reason;
+	struct address guest;
 	struct head4 head;
 	long failed;
 
-	reason = translate(skb, inner, DESTINATION, &inner->destination,
-			   &guest);
-	if (reason)
-		return reason;
+	if (!to->native) {
+		guest = guest_address(config, to, inner->family);
+		reason = translate(skb, inner, DESTINATION,
+				   &inner->destination, &guest);
+		if (reason)
+			return reason;
+	}
 	__builtin_memcpy(head.eth.h_dest, config->guest_mac, ETH_ALEN);
 	__builtin_memcpy(head.eth.h_source, config->gateway_mac, ETH_ALEN);
 	if (inner->family == 6) {

@@ -11,6 +11,7 @@
 
 #include "checksum.h"
 #include "count.h"
+#include "guest.h"
 #include "inner.h"
 #include "kernel.h"
 #include "maps.h"
@@ -188,22 +189,24 @@ static inline enum drop_reason read_wish(struct __sk_buff *skb, __u32 end,
 }
 
 /* The type of the answer that is due; 0: none. */
-static inline __u8 answer_to(const struct node_config *config,
+static inline __u8 answer_to(const struct node_config *config, __be32 guest,
 			     const struct bootp *bootp,
 			     const struct dhcp_wish *wish)
 {
 	__be32 address = wish->address ? wish->address : bootp->client;
 
+	if (!guest)
+		return 0;
 	/* The client took another server's offer. */
 	if (wish->server && wish->server != config->gateway_address)
 		return 0;
 	if (wish->type == DHCP_DISCOVER)
 		return DHCP_OFFER;
 	if (wish->type == DHCP_INFORM)
-		return bootp->client == config->guest_address ? DHCP_ACK : 0;
+		return bootp->client == guest ? DHCP_ACK : 0;
 	/* Another address is what a restored snapshot had where it was made. */
 	if (wish->type == DHCP_REQUEST && address)
-		return address == config->guest_address ? DHCP_ACK : DHCP_NAK;
+		return address == guest ? DHCP_ACK : DHCP_NAK;
 	return 0;
 }
 
@@ -216,7 +219,8 @@ static inline void set_number(struct dhcp_number *option, __u8 code,
 }
 
 static inline void fill_options(struct dhcp_options *options,
-				const struct node_config *config, int leases)
+				const struct node_config *config,
+				const struct binding *from, int leases)
 {
 	struct node_state *state;
 	__u32 zero = 0;
@@ -229,7 +233,8 @@ static inline void fill_options(struct dhcp_options *options,
 		set_number(&options->rebinding, DHCP_REBINDING_TIME,
 			   to_be32(DHCP_REBIND));
 	}
-	set_number(&options->netmask, DHCP_NETMASK, config->guest_netmask);
+	set_number(&options->netmask, DHCP_NETMASK,
+		   from->native ? EVERYBODY : config->guest_netmask);
 	set_number(&options->router, DHCP_ROUTER, config->gateway_address);
 	state = node_state.lookup(&zero);
 	if (state) {
@@ -263,8 +268,10 @@ static inline int is_dhcp(struct __sk_buff *skb,
 /* The answer takes the question's place. */
 static inline int answer_dhcp(struct __sk_buff *skb,
 			      const struct node_config *config,
+			      const struct binding *from,
 			      const struct inner *inner)
 {
+	const __be32 guest = guest_ipv4(config, from);
 	const __u32 udp_at = ETH_HLEN + sizeof(struct iphdr);
 	__u32 length, end, bytes = skb->len, zero = 0;
 	struct dhcp_answer *answer;
@@ -305,7 +312,7 @@ static inline int answer_dhcp(struct __sk_buff *skb,
 	    magic != DHCP_MAGIC)
 		return drop(skb, DIRECTION_TX, DROP_DHCP_REFUSED);
 	/* Another than the guest's is what it had elsewhere, and asks for again. */
-	if (asked.ip.saddr && asked.ip.saddr != config->guest_address &&
+	if (asked.ip.saddr && asked.ip.saddr != guest &&
 	    asked.ip.saddr != asked.bootp.client)
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_ADDRESS);
 	reason = read_wish(skb, end, &wish);
@@ -317,7 +324,7 @@ static inline int answer_dhcp(struct __sk_buff *skb,
 	__builtin_memset(answer, 0, sizeof(*answer));
 	/* Read from there again: see read_wish(). */
 	type = &answer->options.type;
-	*type = answer_to(config, &asked.bootp, &wish);
+	*type = answer_to(config, guest, &asked.bootp, &wish);
 	if (!*type)
 		return drop(skb, DIRECTION_TX, DROP_DHCP_REFUSED);
 
@@ -342,7 +349,7 @@ static inline int answer_dhcp(struct __sk_buff *skb,
 	if (*type == DHCP_ACK)
 		answer->bootp.client = asked.bootp.client;
 	if (*type != DHCP_NAK && wish.type != DHCP_INFORM)
-		answer->bootp.your = config->guest_address;
+		answer->bootp.your = guest;
 	/* RFC 2131 section 4.1: to its address if it uses that already, to all if
 	 * it asks for that, and a refusal to all in any case.
 	 */
@@ -351,7 +358,7 @@ static inline int answer_dhcp(struct __sk_buff *skb,
 		answer->ip.daddr = EVERYBODY;
 		__builtin_memset(answer->eth.h_dest, 0xff, ETH_ALEN);
 	} else {
-		answer->ip.daddr = config->guest_address;
+		answer->ip.daddr = guest;
 		__builtin_memcpy(answer->eth.h_dest, config->guest_mac,
 				 ETH_ALEN);
 	}
@@ -362,7 +369,7 @@ static inline int answer_dhcp(struct __sk_buff *skb,
 	set_number(&answer->options.server, DHCP_SERVER,
 		   config->gateway_address);
 	if (*type != DHCP_NAK)
-		fill_options(&answer->options, config,
+		fill_options(&answer->options, config, from,
 			     wish.type != DHCP_INFORM);
 	client = wish.client_length;
 	if (client && client <= DHCP_CLIENT_MAX) {

@@ -11,6 +11,7 @@
 #include "arp.h"
 #include "count.h"
 #include "dhcp.h"
+#include "guest.h"
 #include "inner.h"
 #include "kernel.h"
 #include "nd.h"
@@ -22,7 +23,7 @@
 /* The gateway's MAC, for whoever asks as the guest. */
 static inline int answer_arp(struct __sk_buff *skb,
 			     const struct node_config *config,
-			     struct ethhdr *eth)
+			     const struct binding *from, struct ethhdr *eth)
 {
 	struct arp arp;
 
@@ -32,7 +33,7 @@ static inline int answer_arp(struct __sk_buff *skb,
 		return drop(skb, DIRECTION_TX, DROP_ARP_REFUSED);
 	if (!same_mac(arp.sender_mac, config->guest_mac))
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_MAC);
-	if (arp.sender != config->guest_address)
+	if (arp.sender != guest_ipv4(config, from))
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_ADDRESS);
 
 	make_answer(&arp, config->gateway_mac);
@@ -48,6 +49,7 @@ static inline int answer_arp(struct __sk_buff *skb,
 /* The same by neighbour discovery, and what a router has to say of itself. */
 static inline int answer_nd(struct __sk_buff *skb,
 			    const struct node_config *config,
+			    const struct binding *from,
 			    const struct inner *inner)
 {
 	struct address group = { .word = { LINK_GROUP, 0, 0, ALL_ROUTERS } };
@@ -63,7 +65,8 @@ static inline int answer_nd(struct __sk_buff *skb,
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
 	if (is_set(source) && !is_link_local(source) &&
-	    !same_address(source, &config->guest_address6))
+	    !same_address(source, from->native ? &from->address6 :
+						 &config->guest_address6))
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_ADDRESS);
 	if (question.nd.type == ROUTER_SOLICITATION) {
 		if (!same_address(destination, &group) &&
@@ -105,6 +108,7 @@ static inline int answer_nd(struct __sk_buff *skb,
 /* PASS_ON: it is the VPC's. */
 static inline int answer_on_link(struct __sk_buff *skb,
 				 const struct node_config *config,
+				 const struct binding *from,
 				 const struct inner *inner)
 {
 	__u8 type;
@@ -113,7 +117,7 @@ static inline int answer_on_link(struct __sk_buff *skb,
 		if (inner->protocol == IPPROTO_IGMP)
 			return drop(skb, DIRECTION_TX, DROP_GROUP_MEMBERSHIP);
 		if (is_dhcp(skb, config, inner))
-			return answer_dhcp(skb, config, inner);
+			return answer_dhcp(skb, config, from, inner);
 		return PASS_ON;
 	}
 	if (inner->protocol != IPPROTO_ICMPV6 || !inner->first ||
@@ -123,7 +127,7 @@ static inline int answer_on_link(struct __sk_buff *skb,
 	if ((type >= MLD_QUERY && type <= MLD_DONE) || type == MLD_REPORT2)
 		return drop(skb, DIRECTION_TX, DROP_GROUP_MEMBERSHIP);
 	if (is_nd(type))
-		return answer_nd(skb, config, inner);
+		return answer_nd(skb, config, from, inner);
 	return PASS_ON;
 }
 

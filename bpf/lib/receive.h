@@ -90,7 +90,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	struct vtep *from;
 	struct ethhdr eth;
 	struct udp udp;
-	__u32 zero = 0, slot, ifindex, bytes;
+	__u32 zero = 0, slot, ifindex, kind, bytes;
 	__be16 protocol;
 	__u8 family;
 
@@ -157,6 +157,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 		return drop(skb, DIRECTION_RX, reason);
 	slot = endpoint->slot;
 	ifindex = endpoint->ifindex;
+	kind = binding->kind;
 	bytes = skb->len;
 
 	if (decapsulate(skb, l2, &arrival, &inner))
@@ -165,7 +166,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
 	inner.l4 -= inner.l3 - ETH_HLEN;
 	inner.l3 = ETH_HLEN;
-	reason = address_to_guest(skb, config, &inner);
+	reason = address_to_guest(skb, config, binding, &inner);
 	if (reason)
 		return drop_bytes(bytes, DIRECTION_RX, reason);
 	row = slot_counters.lookup(&slot);
@@ -179,7 +180,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	 */
 	if (inner.protocol == IPPROTO_TCP && !comes_merged(skb, from, &inner))
 		return bpf_redirect(ifindex, 0);
-	return bpf_redirect_peer(ifindex, 0);
+	return hand_over(ifindex, kind);
 }
 
 #endif /* RECEIVE_H */

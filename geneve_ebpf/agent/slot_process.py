@@ -185,7 +185,8 @@ class SlotMaker:
         self._tell(event="ready", index=index, ifindex=ifindex, us=spent)
 
     def _destroy(self, index: int) -> None:
-        slots.drop(self._place, index)
+        if not slots.drop(self._place, index):
+            slots.cut_off(self._ip, index)
         self._vanishing[index] = time.monotonic() + _VANISH_PATIENCE
 
     def _look_for_vanished(self) -> None:

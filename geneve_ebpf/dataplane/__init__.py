@@ -9,7 +9,7 @@ attaching a sandbox to a slot is then a call that writes two map entries.
 
 from geneve_ebpf.abi import Direction, DropReason, EventKind
 from geneve_ebpf.dataplane.counters import Counters, Drops, Event, Traffic
-from geneve_ebpf.dataplane.node import bring_up, facts, tear_down
+from geneve_ebpf.dataplane.node import bring_up, facts, splice_program, tear_down
 from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.dataplane.uplinks import Seen, Uplinks
 
@@ -26,5 +26,6 @@ __all__ = [
     "Uplinks",
     "bring_up",
     "facts",
+    "splice_program",
     "tear_down",
 ]

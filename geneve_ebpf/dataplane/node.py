@@ -16,6 +16,8 @@ from pathlib import Path
 from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host.processes import ending_with_parent
+from geneve_ebpf.loader import bpf
+from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import NodeSettings
 
 
@@ -62,6 +64,11 @@ def facts(run_directory: Path) -> Facts:
         raise GeneveError(
             Code.NODE_SETUP, f"the node at {run_directory} is not up: {error}"
         ) from None
+
+
+def splice_program(run_directory: Path) -> int:
+    """A descriptor of tap_splice, for those who make taps in slots' namespaces."""
+    return bpf.open_pin(Pins(run_directory).program("tap_splice"))
 
 
 def write_facts(run_directory: Path, found: Facts) -> None:

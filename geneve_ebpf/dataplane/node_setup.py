@@ -144,6 +144,8 @@ def _down(settings: NodeSettings) -> None:
         for path in names:
             namespaces.remove(path)
         if ours:
+            for index in indexes - {int(path.name.removeprefix("slot-")) for path in names}:
+                slots.cut_off(ip, index)
             slots.wait_gone(ip, sorted(indexes))
             merging.remove(ip)
             hooks.drop_blocks(ip)

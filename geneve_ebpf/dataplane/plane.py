@@ -53,6 +53,7 @@ from geneve_ebpf.loader.maps import SharedArray, Table
 from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import Address as AnyAddress
 from geneve_ebpf.model import (
+    AddressMode,
     Attachment,
     Endpoint,
     MacAddress,
@@ -60,6 +61,7 @@ from geneve_ebpf.model import (
     Route,
     RouteKind,
     Slot,
+    SlotKind,
     SlotState,
     Vtep,
     refuse_other_family,
@@ -67,13 +69,14 @@ from geneve_ebpf.model import (
 
 _KINDS = {RouteKind.REMOTE: 1, RouteKind.LOCAL: 2, RouteKind.BLACKHOLE: 3}
 _KIND_OF = {number: kind for kind, number in _KINDS.items()}
+_SLOT_KINDS = tuple(SlotKind)
 _READY, _RESERVED, _TAKEN = (
     SlotState.READY.value,
     SlotState.RESERVED.value,
     SlotState.TAKEN.value,
 )
 # Parts of struct binding, and both halves of an endpoint, as attaching writes them.
-_TENANT = struct.Struct("=I4s6s")  # from vni: address, mac
+_TENANT = struct.Struct("=I4s6sB")  # from vni: address, mac, native
 _OCCUPANT = struct.Struct("=Q64s")  # from attached_at: sandbox
 _ENDPOINT_KEY = struct.Struct("=I12s4s")  # of an IPv4 address
 _ENDPOINT_KEY6 = struct.Struct("=I16s")
@@ -181,12 +184,19 @@ class DataPlane:
 
     # -- sandboxes: map writes only
 
-    def attach(self, slot: int, sandbox: str, endpoint: Endpoint) -> Attachment:
+    def attach(
+        self,
+        slot: int,
+        sandbox: str,
+        endpoint: Endpoint,
+        mode: AddressMode = AddressMode.CLONE,
+    ) -> Attachment:
         """Bind a slot to an endpoint; when this returns, packets pass.
 
         The slot must be READY or RESERVED (else SLOT_TAKEN) and every address
         free in its VPC (else ADDRESS_IN_USE); MAP_FULL if there is no room. On
-        any error nothing has changed.
+        any error nothing has changed. mode NATIVE: the guest has the endpoint's
+        addresses on its interface, or asks for them by DHCP.
         """
         if self._state_of(slot) not in (_READY, _RESERVED):
             raise GeneveError(
@@ -219,11 +229,12 @@ class DataPlane:
             memory[row + _ADDRESS6_AT : row + _ADDRESS6_AT + 16] = ipv6
         self._state_words[0] = generation
         now = time.time_ns()
-        _TENANT.pack_into(memory, row + _TENANT_AT, vni, ipv4, endpoint.mac.octets)
+        native = mode is AddressMode.NATIVE
+        _TENANT.pack_into(memory, row + _TENANT_AT, vni, ipv4, endpoint.mac.octets, native)
         _OCCUPANT.pack_into(memory, row + _OCCUPANT_AT, now, sandbox.encode())
         self._halves[word * 2 + _STATE_WORD] = _TAKEN
         self._words[word] = generation
-        return Attachment(sandbox, slot, endpoint, generation, now / 1e9)
+        return Attachment(sandbox, slot, endpoint, generation, now / 1e9, mode)
 
     def detach(self, slot: int) -> Counters:
         """Unbind a slot; returns its final counters. It is never bound again.
@@ -254,6 +265,7 @@ class DataPlane:
                     _endpoint_of(binding),
                     binding.generation,
                     binding.attached_at / 1e9,
+                    AddressMode.NATIVE if binding.native else AddressMode.CLONE,
                 )
 
     def departed(self) -> Iterator[tuple[str, Endpoint]]:
@@ -286,11 +298,13 @@ class DataPlane:
         """Every slot there is, with its state."""
         for _, value in sorted(self._slots_by_ifindex.items(), key=lambda item: item[1].value):
             binding = self._bindings.copy(value.value)
-            yield Slot(value.value, binding.ifindex, SlotState(binding.state))
+            yield Slot(
+                value.value, binding.ifindex, SlotState(binding.state), _SLOT_KINDS[binding.kind]
+            )
 
-    def add_slot(self, index: int, ifindex: int) -> None:
+    def add_slot(self, index: int, ifindex: int, kind: SlotKind = SlotKind.NAMESPACE) -> None:
         """A slot was made: it becomes READY. For the process that makes slots."""
-        binding = Binding(state=_READY, ifindex=ifindex)
+        binding = Binding(state=_READY, ifindex=ifindex, kind=_SLOT_KINDS.index(kind))
         self._bindings.memory[index * self._bindings.step : (index + 1) * self._bindings.step] = (
             bytes(binding)
         )

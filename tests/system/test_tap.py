@@ -2,8 +2,7 @@
 """A sandbox behind a tap, as a microVM is: checksums that its kernel leaves to the device.
 
 The test is the virtual machine: it writes frames with virtio's header in front,
-and reads what comes back the same way. The tap hangs in the same tc block as
-every slot's interface.
+and reads what comes back the same way.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -19,21 +17,18 @@ from dataclasses import dataclass
 
 import pytest
 
-from geneve_ebpf.dataplane import DataPlane
-from geneve_ebpf.host import namespaces, tc
-from geneve_ebpf.host.netlink import RouteSocket
+from geneve_ebpf.host import namespaces, slots, taps
 from geneve_ebpf.model import Endpoint, endpoint_mac, ip_address
 from tests.nodes import BLUE, Bed, Node, set_features, six, two_nodes
 from tests.packets import ICMP, TCP, UDP, Ether, ICMPv6PacketTooBig, Packet, Raw, faults, from_guest
 from tests.patience import PATIENCE
 
-SLOT, NAME, OWN = 900, "gnv900", "10.0.1.5"
+OWN = "10.0.1.5"
 ADDRESSES = {4: "10.0.2.5", 6: six("10.0.2.5")}
 MTU = 1450
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
-_TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
-_TAP, _NO_PACKET_INFO, _VNET_HEADER = 0x2, 0x1000, 0x4000
+_TUNSETOFFLOAD = 0x400454D0
 _OFFLOAD_CHECKSUM = 1
 _HEADER = struct.Struct("=BBHHHH")  # flags, GSO type, header, segment, sum's start, its offset
 _NEEDS_CHECKSUM, _GSO_TCP = 1, {4: 1, 6: 4}
@@ -51,28 +46,19 @@ class Received:
 class Tap:
     """The machine's end of its network interface."""
 
-    def __init__(self, node: Node, *, offload: bool) -> None:
+    def __init__(self, node: Node, kind: str, *, offload: bool) -> None:
         self.node = node
-        with namespaces.entering(node.netns), RouteSocket() as door:
-            self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-            flags = _TAP | _NO_PACKET_INFO | _VNET_HEADER
-            fcntl.ioctl(self._fd, _TUNSETIFF, struct.pack("16sH22x", NAME.encode(), flags))
-            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, _OFFLOAD_CHECKSUM if offload else 0)
-            node.run("sysctl", "-qw", f"net.ipv6.conf.{NAME}.disable_ipv6=1")
-            index = socket.if_nametoindex(NAME)
-            block = node.place.block
-            assert tc.add_clsact(door, index, ingress_block=block, egress_block=block + 1)
-            node.run("ip", "link", "set", NAME, "arp", "off", "up")
-        plane: DataPlane = node.plane
-        plane.add_slot(SLOT, index)
+        self.slot = node.tap_slot(kind)
+        with namespaces.entering(node.netns if kind == "host-tap" else node.place.netns(self.slot)):
+            name = node.host_interface(self.slot) if kind == "host-tap" else slots.TAP
+            self._fd = taps.open_tap(name)
+        fcntl.ioctl(self._fd, _TUNSETOFFLOAD, _OFFLOAD_CHECKSUM if offload else 0)
         own, own6 = ip_address(OWN), ip_address(six(OWN))
-        plane.attach(SLOT, "machine", Endpoint(BLUE, own, endpoint_mac(own), own6))
+        node.plane.attach(self.slot, "machine", Endpoint(BLUE, own, endpoint_mac(own), own6))
 
     def close(self) -> None:
-        """Detach it; the interface goes with its last descriptor."""
-        self.node.plane.detach(SLOT)
+        """Switch it off."""
         os.close(self._fd)
-        self.node.plane.remove_slot(SLOT)
 
     def send(self, frame: bytes, *, start: int = 0, offset: int = 0, segment: int = 0) -> None:
         """
@@ -106,10 +92,16 @@ def bed() -> Iterator[Bed]:
         yield made
 
 
+@pytest.fixture(params=["tap", "host-tap"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Where the tap is."""
+    return str(request.param)
+
+
 @pytest.fixture(params=[False, True], ids=["offload-off", "offload-on"])
-def tap(request: pytest.FixtureRequest, bed: Bed) -> Iterator[Tap]:
+def tap(request: pytest.FixtureRequest, bed: Bed, kind: str) -> Iterator[Tap]:
     """Whether the machine takes frames whose checksums are not made."""
-    made = Tap(bed.nodes[0], offload=request.param)
+    made = Tap(bed.nodes[0], kind, offload=request.param)
     yield made
     made.close()
     bed.clear()

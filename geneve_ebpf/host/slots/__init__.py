@@ -9,14 +9,18 @@ from geneve_ebpf.host.slots.destroying import cut_off, drop, gone, wait_gone
 from geneve_ebpf.host.slots.kinds import NAMESPACE, Draft, Kind
 from geneve_ebpf.host.slots.making import AT_ONCE, make, make_many
 from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place, host_interface
+from geneve_ebpf.host.slots.taps import TAP, HostTapKind, TapKind
 
 __all__ = [
     "AT_ONCE",
     "GUEST_INTERFACE",
     "NAMESPACE",
+    "TAP",
     "Draft",
+    "HostTapKind",
     "Kind",
     "Place",
+    "TapKind",
     "clear_half_made",
     "cut_off",
     "drop",

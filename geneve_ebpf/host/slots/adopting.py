@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Collection, Iterable, Iterator
 
 from geneve_ebpf.host import links, messages, namespaces
@@ -15,12 +16,17 @@ from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place
 
 
 def clear_half_made(ip: IPRoute, place: Place, known: Collection[int]) -> None:
-    """Drop what a maker that died in the middle left: a namespace that no map knows."""
+    """Drop what a maker that died in the middle left: namespaces and taps that no map knows."""
     found = [int(name[5:]) for name in os.listdir(place.directory) if name.startswith("slot-")]
     stale = [index for index in found if index not in known]
     for index in stale:
         drop(place, index)
     wait_gone(ip, stale)
+    for _, name in socket.if_nameindex():
+        if name.startswith("gnv") and name[3:].isdigit() and int(name[3:]) not in known:
+            found_link = links.describe(ip, name)
+            if found_link is not None and found_link.kind == "tun":
+                links.remove(ip, found_link.index)
 
 
 def lost(indexes: Iterable[int]) -> Iterator[int]:

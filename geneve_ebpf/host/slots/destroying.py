@@ -13,13 +13,18 @@ from geneve_ebpf.host import links, namespaces
 from geneve_ebpf.host.slots.place import Place, host_interface
 
 
-def drop(place: Place, index: int) -> None:
+def drop(place: Place, index: int) -> bool:
     """Let go of a slot's namespace: its interfaces vanish with it, a little later.
 
     `gone` says when. A process that lingers in there keeps it alive; then
-    `cut_off` takes the interface from it.
+    `cut_off` takes the interface from it, and so it does from a slot that has no
+    namespace: then this returns False.
     """
-    namespaces.remove(place.netns(index))
+    netns = place.netns(index)
+    if not netns.exists():
+        return False
+    namespaces.remove(netns)
+    return True
 
 
 def gone(index: int) -> bool:

@@ -28,12 +28,12 @@ from geneve_ebpf.host import links, messages
 from geneve_ebpf.host.netlink import Batch, RouteSocket
 from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place, host_interface
-from geneve_ebpf.model import Guest
+from geneve_ebpf.model import Guest, SlotKind
 
 # Of the host side: a veth drops what is larger, uncounted; sandbox_tx counts and answers it.
 _HOST_MTU = 65535
 IPV6_MTU_MIN = 1280  # RFC 8200 section 5; with less the kernel has no IPv6 on an interface
-_LOOPBACK = 1  # index of `lo`, in every namespace
+LOOPBACK = 1  # index of `lo`, in every namespace
 _ADDRESS_PATIENCE = 0.05  # seconds; after that the slot may say which group it is in
 _HOST_SIDE = links.Features(
     # Or the peer's GRO never runs.
@@ -46,7 +46,7 @@ _HOST_SIDE = links.Features(
 )
 # UDP GSO frames that cross whole cannot be delivered (DROP_MERGED_UDP): have them cut up
 # before they leave.
-_GUEST_SIDE = links.Features(on=("rx-gro",), off=("tx-udp-segmentation",))
+GUEST_SIDE = links.Features(on=("rx-gro",), off=("tx-udp-segmentation",))
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Draft:
 class Kind(Protocol):
     """One kind of slot."""
 
-    name: str  # as configuration and API say it
+    name: SlotKind
     namespaced: bool  # whether a slot has a namespace of its own
 
     def prepare(self, place: Place, draft: Draft, settings: Settings) -> None:
@@ -93,7 +93,7 @@ class Kind(Protocol):
 class NamespaceKind:
     """A namespace whose eth0 is one end of a veth, the other in the node's namespace."""
 
-    name = "namespace"
+    name = SlotKind.NAMESPACE
     namespaced = True
 
     def prepare(self, place: Place, draft: Draft, settings: Settings) -> None:
@@ -147,7 +147,7 @@ class NamespaceKind:
         namespaces of the host share.
         """
         inside = draft.socket()
-        links.set_features(inside, GUEST_INTERFACE, _GUEST_SIDE)
+        links.set_features(inside, GUEST_INTERFACE, GUEST_SIDE)
         if draft.ipv6:
             # Said when the kernel has done with the address, a little later in a thread
             # of its own. ARP must not be back before.
@@ -174,7 +174,7 @@ def _address6(guest: Guest, eth0: int) -> Batch:
 def _furniture(guest: Guest, eth0: int, ipv6: bool) -> Batch:
     mac = guest.gateway_mac.octets
     requests = [
-        messages.link_up(_LOOPBACK),
+        messages.link_up(LOOPBACK),
         messages.link_arp(eth0, True),
         messages.address(eth0, guest.address),
         messages.link_up(eth0),

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What a guest is known by: on its eth0, and in its VPC. Both are the same where
+ * it is native there; else every guest of the node has the same on eth0.
+ */
+#ifndef GUEST_H
+#define GUEST_H
+
+#include "address.h"
+#include "geneve_abi.h"
+
+/* In the VPC; all zero or 0.0.0.0: it has none of that family. */
+static inline struct address vpc_address(const struct binding *binding,
+					 __u8 family)
+{
+	return family == 6 ? binding->address6 : from_ipv4(binding->address);
+}
+
+/* On eth0. */
+static inline struct address guest_address(const struct node_config *config,
+					   const struct binding *binding,
+					   __u8 family)
+{
+	if (binding->native)
+		return vpc_address(binding, family);
+	return family == 6 ? config->guest_address6 :
+			     from_ipv4(config->guest_address);
+}
+
+/* The same, of IPv4 alone. */
+static inline __be32 guest_ipv4(const struct node_config *config,
+				const struct binding *binding)
+{
+	return binding->native ? binding->address : config->guest_address;
+}
+
+#endif /* GUEST_H */

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taps: what a virtual machine opens by name, or gets as a descriptor.
+
+Persistent, so that they are there before the machine and keep their name; with one
+queue; and always with an owner, since everybody may open a tap that has none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+
+_DEVICE = "/dev/net/tun"
+_TUNSETPERSIST, _TUNSETIFF, _TUNSETOWNER = 0x400454CB, 0x400454CA, 0x400454CC
+_TUNSETIFINDEX = 0x400454DA
+_TAP, _NO_PACKET_INFO, _VNET_HEADER, _EXCLUSIVE = 0x2, 0x1000, 0x4000, 0x8000
+_IFREQ = struct.Struct("16sH22x")
+
+
+def make(name: str, owner: int, index: int = 0) -> int:
+    """Make a tap in the thread's network namespace, down; its interface index.
+
+    owner: the uid that may open it, beside whoever may configure interfaces there.
+    index: the index to have; 0 leaves it to the kernel. Raises OSError, EBUSY if
+    there is an interface of that name; then nothing is left behind.
+    """
+    descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if index:
+            fcntl.ioctl(descriptor, _TUNSETIFINDEX, struct.pack("I", index))
+        _attach(descriptor, name, _EXCLUSIVE)
+        fcntl.ioctl(descriptor, _TUNSETOWNER, owner)
+        fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
+        return socket.if_nametoindex(name)
+    finally:
+        os.close(descriptor)
+
+
+def open_tap(name: str) -> int:
+    """A descriptor of a tap in the thread's network namespace, as a virtual machine has it.
+
+    With virtio's header before each frame. Raises OSError: EBUSY if somebody has
+    it open.
+    """
+    socket.if_nametoindex(name)  # or opening would make one
+    descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _attach(descriptor, name)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _attach(descriptor: int, name: str, more: int = 0) -> None:
+    flags = _TAP | _NO_PACKET_INFO | _VNET_HEADER | more
+    fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
