@@ -18,7 +18,8 @@ from tests.nodes import PREFIX, eventually
 
 SHARED = bool(os.environ.get("GENEVE_EBPF_TESTS_SHARE"))
 _MARKS = ("gnv", "geneve-ebpf", "geneve_ebpf")
-_NEXT_ID = {"BPF program": 11, "BPF map": 12, "BTF object": 23, "BPF link": 31}
+_NEXT_BTF = 23
+_NEXT_ID = {"BPF program": 11, "BPF map": 12, "BTF object": _NEXT_BTF, "BPF link": 31}
 
 
 def _bpf_ids(command: int) -> Iterator[int]:
@@ -26,7 +27,17 @@ def _bpf_ids(command: int) -> Iterator[int]:
     with contextlib.suppress(OSError):  # ENOENT behind the last
         while True:
             ident = int.from_bytes(bpf.call_packed(command, "<III", ident, 0, 0)[4:8], "little")
-            yield ident
+            if command != _NEXT_BTF or not _is_a_module(ident):
+                yield ident
+
+
+def _is_a_module(ident: int) -> bool:
+    """Whether these are the types of a kernel module: of one that came with a test, as a rule."""
+    fd = bpf.call(bpf.BTF_GET_FD_BY_ID, bpf.create_attr("<I", ident))
+    try:
+        return bpf.object_info(fd, 32)[28:32] != bytes(4)  # kernel_btf
+    finally:
+        os.close(fd)
 
 
 def _processes(own: bool) -> Iterator[str]:

@@ -71,6 +71,7 @@ def command(kernel: Path, report: Path, arguments: list[str]) -> list[str]:
             "--busybox",
             str(kernel / "busybox"),
         ),
+        *("--qemu-bin", str(ROOT / "tests/vm/qemu")),
         *("--disable-kvm", "--disable-microvm", "--force-initramfs", "--force-9p"),
         *("--memory", MEMORY, "--cpus", str(min(os.cpu_count() or 1, 4))),
         *(f"--qemu-opt={word}" for word in qemu),
