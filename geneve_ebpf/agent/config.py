@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import (
     DNS_MAX,
-    MERGE,
     Guest,
     NodeSettings,
     parse_address,
@@ -168,7 +167,6 @@ def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
         guest=guest,
         metrics_listen=metrics.take("listen", _listen, default.metrics_listen),
         address_rest=table.take("address_rest", _seconds, default.address_rest),
-        merge=table.take("merge", _merge, default.merge),
     )
     # Known now, and not when the node is up and the agent cannot listen.
     if len(os.fsencode(settings.run_directory / "api.sock")) > SOCKET_PATH_MAX:
@@ -235,12 +233,6 @@ def _seconds(value: object, name: str) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 86400:
         return float(value)
     raise bad_config(f"{name} is {value!r}", field=name, hint="seconds, 0 to 86400")
-
-
-def _merge(value: object, name: str) -> str:
-    if value in MERGE:
-        return str(value)
-    raise bad_config(f"{name} is {value!r}", field=name, hint="one of " + " ".join(MERGE))
 
 
 def _boolean(value: object, name: str) -> bool:

@@ -68,8 +68,6 @@ class SlotPool:
         self.directory = directory
         self.problem = ""  # why slots cannot be made, if so
         self.uplink_problems: list[str] = []  # a sentence for each uplink that takes no part
-        # Where segments are merged, as dataplane.merging.Merged has it.
-        self.merging: dict[str, Any] = {"device": "", "uplinks": [], "reasons": []}
         self.on_mtu: Callable[[int], None] = lambda _: None  # called with the slots' MTU
         self._mtu = dataplane.mtu
         self._dataplane = dataplane
@@ -255,7 +253,7 @@ class SlotPool:
 
     def _on_event(self, event: dict[str, Any]) -> None:
         if event["event"] == "uplinks":
-            self._on_uplinks(event["mtu"], event["problems"], event["merging"])
+            self._on_uplinks(event["mtu"], event["problems"])
             return
         index = event["index"]
         assert isinstance(index, int)
@@ -278,16 +276,11 @@ class SlotPool:
             self._failed(index, str(event["op"]), str(event["message"]))
         self._look()
 
-    def _on_uplinks(self, mtu: int, problems: list[str], merging: dict[str, Any]) -> None:
-        if (mtu, problems, merging) != (self._mtu, self.uplink_problems, self.merging):
+    def _on_uplinks(self, mtu: int, problems: list[str]) -> None:
+        if (mtu, problems) != (self._mtu, self.uplink_problems):
             say = self._log.warning if problems else self._log.info
-            say(
-                "uplinks",
-                slot_mtu=mtu,
-                merging=",".join(merging["uplinks"]) or "none",
-                problems="; ".join(problems) or "none",
-            )
-        self._mtu, self.uplink_problems, self.merging = mtu, problems, merging
+            say("uplinks", slot_mtu=mtu, problems="; ".join(problems) or "none")
+        self._mtu, self.uplink_problems = mtu, problems
         self.on_mtu(mtu)
 
     def _lost(self, index: int) -> None:

@@ -11,14 +11,13 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"event": "gone", "index": N}
     {"event": "lost", "index": N}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
-    {"event": "uplinks", "mtu": N, "problems": ["…"],
-        "merging": {"device": "vxlan", "uplinks": ["…"], "reasons": ["…"]}}
+    {"event": "uplinks", "mtu": N, "problems": ["…"]}
 
 It writes the slots map at both ends of a slot's life. "gone" comes when the
 interface has vanished and an RCU grace period is over: the index may be used
 again. "lost" comes when a slot that nobody has attached to turns out to have no
 interface any more: somebody deleted it. "uplinks" comes at the start and when
-an uplink went, came back, changed its MTU or whether it merges; eth0 in every slot follows, a few
+an uplink went, came back or changed its MTU; eth0 in every slot follows, a few
 slots at a time.
 
 When the agent goes, so does this process, whatever it is doing: what it leaves
@@ -36,7 +35,7 @@ import select
 import socket
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from geneve_ebpf.dataplane import DataPlane, Seen, Uplinks, facts
 from geneve_ebpf.errors import GeneveError
@@ -83,6 +82,7 @@ class SlotMaker:
         self._to_resize: list[int] = []
         self._to_resize_later: set[int] = set()  # those that failed, once a round
         self._ear = RouteSocket(messages.LINKS)
+        self._uplink_names = set(settings.uplinks)
         self._seen: Seen | None = None  # what the agent knows
         self._uplinks = Uplinks(settings, self._ip, self._route)
 
@@ -120,7 +120,7 @@ class SlotMaker:
         """Something changed on some interface, our own slots' among them."""
         try:
             concerned = any(
-                messages.link_name(body) in self._uplinks.watched for _, body in self._ear.listen(0)
+                messages.link_name(body) in self._uplink_names for _, body in self._ear.listen(0)
             )
         except OSError:  # more changed than could be told
             concerned = True
@@ -134,12 +134,7 @@ class SlotMaker:
             self._to_resize = [slot.index for slot in self._plane.slots()]
         if seen != self._seen:
             self._seen = seen
-            self._tell(
-                event="uplinks",
-                mtu=seen.mtu,
-                problems=seen.problems,
-                merging=asdict(seen.merged),
-            )
+            self._tell(event="uplinks", mtu=seen.mtu, problems=seen.problems)
 
     def _resize_some(self) -> None:
         for index in self._to_resize[:_RESIZE_AT_ONCE]:

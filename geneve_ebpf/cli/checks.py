@@ -143,8 +143,7 @@ def _kernel() -> Iterator[Check]:
         elif found.needed:
             yield Check(f"kernel {found.name}", Verdict.FAIL, found.detail, "a kernel that has it")
         else:
-            detail = f"not there, and can be done without: {found.detail}"
-            yield Check(f"kernel {found.name}", Verdict.WARN, detail)
+            yield Check(f"kernel {found.name}", Verdict.WARN, found.detail, "works without it")
 
 
 def _neighbours() -> Check:

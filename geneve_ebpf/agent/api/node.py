@@ -45,7 +45,6 @@ class NodePaths:
                 "uplinks": list(settings.uplinks),
                 "udp_port": settings.udp_port,
                 "mtu": self._shared.mtu,
-                "merging": {"mode": settings.merge} | node.pool.merging,
                 "sandboxes": node.count(),
                 "slots": node.pool.counts | {"target": node.pool.target},
                 "revision": node.desired.state.revision,
