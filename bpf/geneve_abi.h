@@ -220,7 +220,8 @@ enum direction {
 	X(35, ECN_INVALID, invalid, "the underlay marked congestion on a packet that does not take part in ECN") \
 	X(36, EXTENSION_HEADER, policy, "an inner IPv6 extension header that could hide the destination, or too many") \
 	X(37, DHCP_REFUSED, policy, "a DHCP message other than one that we answer") \
-	X(38, GROUP_MEMBERSHIP, policy, "IGMP or MLD from a sandbox, which nobody is there to hear")
+	X(38, GROUP_MEMBERSHIP, policy, "IGMP or MLD from a sandbox, which nobody is there to hear") \
+	X(39, NO_PROGRAM, resource, "the program that the packet was to go on in is not there")
 
 enum drop_reason {
 #define X(number, name, class, text) DROP_##name = number,

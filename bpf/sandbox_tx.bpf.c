@@ -10,13 +10,13 @@
 #include "lib/ecn.h"
 #include "lib/guest.h"
 #include "lib/inner.h"
+#include "lib/jump.h"
 #include "lib/kernel.h"
 #include "lib/link.h"
 #include "lib/maps.h"
 #include "lib/mss.h"
 #include "lib/outer.h"
 #include "lib/path_mtu.h"
-#include "lib/too_big.h"
 #include "lib/translate.h"
 
 /* The most specific route: whole addresses first, they are cheapest to find. */
@@ -100,8 +100,11 @@ static inline int send_remote(struct __sk_buff *skb,
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
 	mtu = least(least(path.mtu, to->mtu), path_mtu(&to->vtep));
-	if (length > mtu)
-		return refuse_too_big(skb, config, slot, inner, mtu - more);
+	if (length > mtu) {
+		skb->cb[SANDBOX_SLOT] = slot;
+		skb->cb[TOO_BIG_MTU] = mtu - more;
+		return jump_to(skb, DIRECTION_TX, JUMP_SANDBOX_TOO_BIG);
+	}
 	reason = clamp_mss(skb, inner, mtu - more);
 	if (!reason)
 		reason = translate_source(skb, config, from, inner);
@@ -176,6 +179,13 @@ static inline int forward(struct __sk_buff *skb,
 	return send_remote(skb, config, slot, from, nexthop, inner);
 }
 
+/* For what the gateway answers. */
+static inline int jump_to_link(struct __sk_buff *skb, __u32 slot)
+{
+	skb->cb[SANDBOX_SLOT] = slot;
+	return jump_to(skb, DIRECTION_TX, JUMP_SANDBOX_LINK);
+}
+
 int sandbox_tx(struct __sk_buff *skb)
 {
 	__u32 zero = 0, ifindex = skb->ifindex, slot;
@@ -185,7 +195,6 @@ int sandbox_tx(struct __sk_buff *skb)
 	enum drop_reason reason;
 	struct ethhdr eth;
 	__u32 *slot_row;
-	int verdict;
 	__u8 family;
 
 	/* The kernel keeps the tag beside the packet, so no byte read below
@@ -208,15 +217,20 @@ int sandbox_tx(struct __sk_buff *skb)
 	if (!same_mac(eth.h_source, config->guest_mac))
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_MAC);
 	if (eth.h_proto == to_be16(ETH_P_ARP))
-		return answer_arp(skb, config, from, &eth);
+		return jump_to_link(skb, slot);
 	family = family_of(eth.h_proto);
 	reason = DROP_NOT_IP;
 	if (family)
 		reason = read_inner(skb, ETH_HLEN, skb->len, family, &inner);
 	if (!reason) {
-		verdict = answer_on_link(skb, config, from, &inner);
-		if (verdict != PASS_ON)
-			return verdict;
+		switch (hearer_of(skb, config, &inner)) {
+		case HEARD_BY_GATEWAY:
+			return jump_to_link(skb, slot);
+		case HEARD_BY_NOBODY:
+			return drop(skb, DIRECTION_TX, DROP_GROUP_MEMBERSHIP);
+		case HEARD_BY_VPC:
+			break;
+		}
 	}
 	if (!*(volatile __u64 *)&from->generation)
 		reason = DROP_UNBOUND;

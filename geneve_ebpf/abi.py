@@ -233,8 +233,12 @@ MAPS: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "vpc_counters": (Key32, SlotCounters),
 }
 
-# The hooks: C function and source file without its ending.
-PROGRAMS = ("sandbox_tx", "uplink_rx", "uplink_rx_l3", "sandbox_guard", "tap_splice")
+# C function and source file without its ending: programs that are hung on interfaces, and
+# those that they jump to, in the order of enum jump.
+HOOKS = ("sandbox_tx", "uplink_rx", "uplink_rx_l3", "sandbox_guard", "tap_splice")
+JUMPS = ("sandbox_link", "sandbox_too_big", "uplink_peer", "uplink_path_mtu")
+PROGRAMS = (*HOOKS, *JUMPS)
+JUMP_TABLE = "jumps"  # the map that leads there
 
 # Outer IP, UDP, Geneve and inner Ethernet: what the tunnel adds to an inner IP packet.
 OVERHEAD = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}

@@ -23,10 +23,10 @@ from socket import AF_INET
 from typing import Any
 
 from geneve_ebpf import dataplane
-from geneve_ebpf.agent.slot_process import quiesce
 from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.host import links, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.loader.bpf import quiesce
 from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import (
     Endpoint,

@@ -97,6 +97,22 @@ static inline int read_outer6(struct __sk_buff *skb, const __u32 l2,
 	return ip.next == IPPROTO_UDP;
 }
 
+/* The sender of a frame whose outer header was read before. */
+static inline long read_sender(struct __sk_buff *skb, __u32 l2,
+			       const struct node_config *config,
+			       struct arrival *arrival)
+{
+	__be32 ipv4;
+
+	if (!is_ipv4(&config->vtep))
+		return read_bytes(skb, l2 + 8, &arrival->sender,
+				  sizeof(arrival->sender));
+	if (read_bytes(skb, l2 + 12, &ipv4, sizeof(ipv4)))
+		return -1;
+	arrival->sender = from_ipv4(ipv4);
+	return 0;
+}
+
 /* Whether a frame is UDP to our VTEP and port. */
 static inline int read_outer(struct __sk_buff *skb, const __u32 l2,
 			     const struct node_config *config,

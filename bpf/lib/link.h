@@ -105,30 +105,32 @@ static inline int answer_nd(struct __sk_buff *skb,
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-/* PASS_ON: it is the VPC's. */
-static inline int answer_on_link(struct __sk_buff *skb,
-				 const struct node_config *config,
-				 const struct binding *from,
-				 const struct inner *inner)
+/* Who is to hear a packet. */
+enum hearer {
+	HEARD_BY_VPC,
+	HEARD_BY_GATEWAY,
+	HEARD_BY_NOBODY,
+};
+
+static inline enum hearer hearer_of(struct __sk_buff *skb,
+				    const struct node_config *config,
+				    const struct inner *inner)
 {
 	__u8 type;
 
 	if (inner->family == 4) {
 		if (inner->protocol == IPPROTO_IGMP)
-			return drop(skb, DIRECTION_TX, DROP_GROUP_MEMBERSHIP);
-		if (is_dhcp(skb, config, inner))
-			return answer_dhcp(skb, config, from, inner);
-		return PASS_ON;
+			return HEARD_BY_NOBODY;
+		return is_dhcp(skb, config, inner) ? HEARD_BY_GATEWAY :
+						     HEARD_BY_VPC;
 	}
 	if (inner->protocol != IPPROTO_ICMPV6 || !inner->first ||
 	    inner->l4 >= inner->l3 + inner->length ||
 	    bpf_skb_load_bytes(skb, inner->l4, &type, sizeof(type)))
-		return PASS_ON;
+		return HEARD_BY_VPC;
 	if ((type >= MLD_QUERY && type <= MLD_DONE) || type == MLD_REPORT2)
-		return drop(skb, DIRECTION_TX, DROP_GROUP_MEMBERSHIP);
-	if (is_nd(type))
-		return answer_nd(skb, config, from, inner);
-	return PASS_ON;
+		return HEARD_BY_NOBODY;
+	return is_nd(type) ? HEARD_BY_GATEWAY : HEARD_BY_VPC;
 }
 
 #endif /* LINK_H */

@@ -107,7 +107,7 @@ static inline void hold_path_mtu(struct __sk_buff *skb,
 /* Where the ICMP message in a frame for our VTEP begins and ends, and what its
  * checksum starts from. 0: the frame has none.
  */
-static inline __u32 find_icmp(struct __sk_buff *skb, const __u32 l2,
+static inline __u32 find_icmp(struct __sk_buff *skb, __u32 l2,
 			      const struct node_config *config, __u32 *end,
 			      __u64 *sum)
 {
@@ -140,7 +140,7 @@ static inline __u32 find_icmp(struct __sk_buff *skb, const __u32 l2,
 }
 
 /* What a frame that is none of our tunnel's may tell us. It stays as it is. */
-static inline void learn_path_mtu(struct __sk_buff *skb, const __u32 l2,
+static inline void learn_path_mtu(struct __sk_buff *skb, __u32 l2,
 				  const struct node_config *config)
 {
 	int ipv4 = is_ipv4(&config->vtep);

@@ -34,7 +34,7 @@ static inline long leave_to_device(struct __sk_buff *skb,
  * came from. The options were the sender's: an answer carries none. `bytes`: as
  * the question came.
  */
-static inline int answer_sender(struct __sk_buff *skb, const __u32 l2,
+static inline int answer_sender(struct __sk_buff *skb, __u32 l2,
 				const struct node_config *config,
 				const struct arrival *arrival,
 				const struct envelope *envelope,
@@ -69,7 +69,7 @@ static inline int answer_sender(struct __sk_buff *skb, const __u32 l2,
 			      0);
 }
 
-static inline int answer_wire_arp(struct __sk_buff *skb, const __u32 l2,
+static inline int answer_wire_arp(struct __sk_buff *skb, __u32 l2,
 				  const struct node_config *config,
 				  const struct arrival *arrival)
 {
@@ -104,7 +104,7 @@ static inline int answer_wire_arp(struct __sk_buff *skb, const __u32 l2,
 }
 
 /* The same by neighbour discovery; `asker` is the inner source MAC. */
-static inline int answer_wire_nd(struct __sk_buff *skb, const __u32 l2,
+static inline int answer_wire_nd(struct __sk_buff *skb, __u32 l2,
 				 const struct node_config *config,
 				 const struct arrival *arrival,
 				 const struct inner *inner, const __u8 *asker)

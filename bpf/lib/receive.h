@@ -15,11 +15,11 @@
 #include "ecn.h"
 #include "geneve.h"
 #include "inner.h"
+#include "jump.h"
 #include "kernel.h"
 #include "maps.h"
-#include "outer.h"
+#include "nd.h"
 #include "path_mtu.h"
-#include "peer.h"
 
 #define MERGED_PATIENCE 1024	/* frames */
 #define MERGED_LARGE 1000	/* bytes: no acknowledgement */
@@ -71,6 +71,18 @@ static inline long decapsulate(struct __sk_buff *skb, const __u32 l2,
 	return failed;
 }
 
+/* For what a peer that thinks of the VPC as one Ethernet asks. */
+static inline int jump_to_peer(struct __sk_buff *skb, const __u32 l2,
+			       const struct arrival *arrival)
+{
+	skb->cb[PEER_L2] = l2;
+	skb->cb[PEER_PAYLOAD] = arrival->payload;
+	skb->cb[PEER_END] = arrival->end;
+	skb->cb[PEER_VNI] = arrival->vni;
+	skb->cb[PEER_UNSUMMED] = arrival->unsummed;
+	return jump_to(skb, DIRECTION_RX, JUMP_UPLINK_PEER);
+}
+
 /* `l2`: bytes of the interface's link-layer header, 14 or 0. */
 static inline int receive(struct __sk_buff *skb, const __u32 l2)
 {
@@ -84,7 +96,8 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	struct vtep *from;
 	struct ethhdr eth;
 	struct udp udp;
-	__u32 zero = 0, slot, ifindex, kind, bytes;
+	__u32 zero = 0, slot, ifindex, kind, bytes, end;
+	__u64 sum;
 	__be16 protocol;
 	__u8 family;
 
@@ -97,7 +110,11 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	if (!config || !is_set(&config->vtep))
 		return PASS_ON;
 	if (!read_outer(skb, l2, config, &arrival, &udp)) {
-		learn_path_mtu(skb, l2, config);
+		/* It is the host's whatever becomes of the jump. */
+		if (find_icmp(skb, l2, config, &end, &sum)) {
+			skb->cb[PEER_L2] = l2;
+			jumps.call(skb, JUMP_UPLINK_PATH_MTU);
+		}
 		return PASS_ON;
 	}
 	from = vteps.lookup(&arrival.sender);
@@ -118,7 +135,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 		arrival.payload += sizeof(eth);
 		protocol = eth.h_proto;
 		if (protocol == to_be16(ETH_P_ARP))
-			return answer_wire_arp(skb, l2, config, &arrival);
+			return jump_to_peer(skb, l2, &arrival);
 		reason = DROP_NOT_IP;
 	} else {
 		reason = DROP_GENEVE_PROTOCOL;
@@ -132,8 +149,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	if (says_nd(skb, &inner)) {
 		if (arrival.protocol != to_be16(GENEVE_ETHERNET))
 			return drop(skb, DIRECTION_RX, DROP_ND_REFUSED);
-		return answer_wire_nd(skb, l2, config, &arrival, &inner,
-				      eth.h_source);
+		return jump_to_peer(skb, l2, &arrival);
 	}
 	/* GRO that merges by outer UDP alone glues inner packets together. */
 	if (skb->gso_size && inner.l3 + inner.length != skb->len)

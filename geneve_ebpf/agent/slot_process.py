@@ -28,9 +28,7 @@ leaves half destroyed still has one, and is destroyed once more.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import os
 import select
 import socket
 import sys
@@ -41,24 +39,13 @@ from geneve_ebpf.dataplane import DataPlane, Seen, Uplinks, facts
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host import messages, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.loader.bpf import quiesce
 from geneve_ebpf.model import NodeSettings, SlotState
 
-_MEMBARRIER = {"x86_64": 324, "aarch64": 283}[os.uname().machine]
-_MEMBARRIER_GLOBAL = 1
 _VANISH_PATIENCE = 2.0  # seconds until a namespace that lingers loses its interface
 _ROUND = 60.0  # seconds of rest between looks for slots that were lost
 _POLL = 0.01  # seconds between looks at interfaces that are to vanish
 _RESIZE_AT_ONCE = 32  # slots; less than a millisecond each, and orders wait meanwhile
-
-
-def quiesce() -> None:
-    """Return when every program run that had begun before has ended.
-
-    MEMBARRIER_CMD_GLOBAL is synchronize_rcu (kernel/sched/membarrier.c); where
-    it is switched off (nohz_full) a wait far longer than any program run must do.
-    """
-    if ctypes.CDLL(None, use_errno=True).syscall(_MEMBARRIER, _MEMBARRIER_GLOBAL, 0, 0) < 0:
-        time.sleep(0.1)
 
 
 class SlotMaker:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import platform
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint]
 _syscall.restype = ctypes.c_long
+_MEMBARRIER = {"x86_64": 324, "aarch64": 283}.get(platform.machine(), 324)
+_MEMBARRIER_GLOBAL = 1
 
 
 def call(command: int, attr: ctypes.Array[ctypes.c_char], size: int = 0) -> int:
@@ -80,6 +83,24 @@ def pin(fd: int, path: Path) -> None:
     name = ctypes.create_string_buffer(os.fsencode(path))
     attr = ctypes.create_string_buffer(struct.pack("<QII", ctypes.addressof(name), fd, 0))
     call(OBJ_PIN, attr)
+
+
+def set_program(table: int, place: int, program: int) -> None:
+    """Have jumps by this place of a table of programs lead to that program."""
+    key, value = ctypes.c_uint32(place), ctypes.c_uint32(program)
+    call_packed(
+        MAP_UPDATE_ELEM, "<IIQQQ", table, 0, ctypes.addressof(key), ctypes.addressof(value), 0
+    )
+
+
+def quiesce() -> None:
+    """Return when every program run that had begun before has ended.
+
+    MEMBARRIER_CMD_GLOBAL is synchronize_rcu (kernel/sched/membarrier.c); where
+    it is switched off (nohz_full) a wait far longer than any program run must do.
+    """
+    if _syscall(_MEMBARRIER, _MEMBARRIER_GLOBAL, 0, 0) < 0:
+        time.sleep(0.1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from geneve_ebpf.abi import PROGRAMS
+from geneve_ebpf.abi import JUMP_TABLE, PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host.processes import ending_with_parent
-from geneve_ebpf.loader import bpf, headers, kept, source
+from geneve_ebpf.loader import headers, kept, source
 from geneve_ebpf.loader.pins import Pins
 
 _LOG_LINES = 25  # of a verifier log: the failing instruction is at its end
@@ -100,18 +100,21 @@ def _compile(run_directory: Path) -> Any:
             " (a venv needs --system-site-packages); never `pip install bcc`",
         )
     pins = Pins(run_directory)
-    pins.directory.mkdir(mode=0o700, exist_ok=True)
+    pins.make_directory()
     # In the node's own directory, where the next start finds what a killed one left.
     tree = run_directory / "headers"
     shutil.rmtree(tree, ignore_errors=True)
     try:
         os.environ["BCC_KERNEL_SOURCE"] = str(headers.make_tree(tree))
-        flags = [f'-DPIN_DIR="{pins.directory}"', "-Wno-macro-redefined"]
+        flags = [
+            f'-DPIN_DIR="{pins.directory}"',
+            f'-DJUMPS_PIN="{pins.map(JUMP_TABLE)}"',
+            "-Wno-macro-redefined",
+        ]
         built = bcc.BPF(text=source.program_text(), cflags=flags)
-        for name in PROGRAMS:
-            program = built.load_func(name, bcc.BPF.SCHED_CLS)
-            if not pins.program(name).exists():
-                bpf.pin(program.fd, pins.program(name))
+        pins.pin_programs(
+            {name: built.load_func(name, bcc.BPF.SCHED_CLS).fd for name in PROGRAMS}
+        )
         return built
     finally:
         shutil.rmtree(tree, ignore_errors=True)

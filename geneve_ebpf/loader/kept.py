@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 
-from geneve_ebpf.abi import MAPS, PROGRAMS
+from geneve_ebpf.abi import JUMP_TABLE, MAPS, PROGRAMS
 from geneve_ebpf.loader import bpf, headers, source
 from geneve_ebpf.loader.pins import Pins
 
@@ -34,6 +34,7 @@ _MAGIC = b"geneve-ebpf programs 1\n"
 _DIGEST = hashlib.sha256().digest_size
 _BIGGEST = 16 << 20  # bytes of a file; 300 KB are usual
 _FILES = 8  # of other versions, and the newest
+_MAPS = (*MAPS, JUMP_TABLE)
 _LOAD = 0x18  # opcode of a 64-bit load, which also names maps
 _MAP_FD = 1  # in its source register, then
 _COMPILER = re.compile(r"/lib(bcc|bpf|clang|LLVM)[^/]*\.so[^/]*$")
@@ -80,7 +81,7 @@ def load(run_directory: Path) -> bool:
         raise Refused(f"it does not hold what it should: {error}") from None
     except OSError as error:
         raise Refused(error.strerror) from None
-    if kept.maps.keys() != set(MAPS) or kept.programs.keys() != set(PROGRAMS):
+    if kept.maps.keys() != set(_MAPS) or kept.programs.keys() != set(PROGRAMS):
         raise Refused("it holds other maps or programs")
     if any(_identity(path) != made for path, made in kept.made_with.items()):
         return False
@@ -175,7 +176,7 @@ def _compiled(built: Any, pins: Pins) -> tuple[bytes, dict[str, bpf.MapInfo], di
     """Types, maps and instructions of what was compiled, loaded and pinned in this process."""
     code = {name: built.dump_func(name.encode()) for name in PROGRAMS}
     maps, by_id = {}, {}
-    for number, name in enumerate(MAPS):
+    for number, name in enumerate(_MAPS):
         fd = bpf.open_pin(pins.map(name))
         maps[name] = bpf.map_info(fd)
         by_id[maps[name].id] = number
@@ -185,7 +186,7 @@ def _compiled(built: Any, pins: Pins) -> tuple[bytes, dict[str, bpf.MapInfo], di
         if entry.is_symlink() and os.readlink(entry) == "anon_inode:bpf-map":
             fd = int(entry.name)
             numbers[fd] = by_id[bpf.map_info(fd).id]
-    (types,) = {info.btf_id for info in maps.values()}
+    (types,) = {info.btf_id for info in maps.values()} - {0}  # a table of programs has none
     renumbered = {name: _renumbered(text, numbers) for name, text in code.items()}
     return bpf.read_btf(types), maps, renumbered
 
@@ -201,7 +202,7 @@ def _renumbered(instructions: bytes, numbers: dict[int, int]) -> bytes:
 
 
 def _load(kept: _Kept, pins: Pins) -> None:
-    pins.directory.mkdir(mode=0o700, exist_ok=True)
+    pins.make_directory()
     with contextlib.ExitStack() as stack:
 
         def closing(fd: int) -> int:
@@ -217,7 +218,9 @@ def _load(kept: _Kept, pins: Pins) -> None:
             )
             if not pinned:
                 bpf.pin(numbers[number], pins.map(name))
-        for name, instructions in kept.programs.items():
-            if not pins.program(name).exists():
-                text = _renumbered(instructions, numbers)
-                bpf.pin(closing(bpf.load_program(text, name)), pins.program(name))
+        pins.pin_programs(
+            {
+                name: closing(bpf.load_program(_renumbered(instructions, numbers), name))
+                for name, instructions in kept.programs.items()
+            }
+        )

@@ -4,6 +4,7 @@
     <run directory>/bpf/                       bpffs
         <layout hash>/<map>                    maps
         <layout hash>/<program>-<hash>         programs
+        <layout hash>/jumps-<hash>             what those of this hash jump to
         <layout hash>/uplink-<interface>       TCX links
 
 The maps outlive the agent and are the record of what is attached.
@@ -17,9 +18,9 @@ import struct
 from pathlib import Path
 from urllib.parse import unquote
 
-from geneve_ebpf.abi import MAPS, PROGRAMS
+from geneve_ebpf.abi import JUMP_TABLE, JUMPS, MAPS, PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.loader import source
+from geneve_ebpf.loader import bpf, source
 
 _BPF_FS_MAGIC = 0xCAFE4A11
 _MNT_DETACH = 2
@@ -76,8 +77,8 @@ class Pins:
                 )
 
     def map(self, name: str) -> Path:
-        """Path of a map."""
-        return self.directory / name
+        """Path of a map; of JUMP_TABLE, the one that the programs as they are now jump by."""
+        return self.program(name) if name == JUMP_TABLE else self.directory / name
 
     def program(self, name: str) -> Path:
         """Path of a program made from the sources as they are now."""
@@ -98,14 +99,48 @@ class Pins:
         """Whether every map is pinned."""
         return all(self.map(name).exists() for name in MAPS)
 
+    def make_directory(self) -> None:
+        """Make room for maps and programs.
+
+        Programs whose jumps lead nowhere, since their table is gone, are unpinned.
+        """
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        if not self.map(JUMP_TABLE).exists():
+            for name in PROGRAMS:
+                self.program(name).unlink(missing_ok=True)
+
+    def pin_programs(self, programs: dict[str, int]) -> None:
+        """Fill the table of jumps, then pin what is not pinned yet: name -> file descriptor.
+
+        In this order: once all are pinned, none has a jump that leads nowhere.
+        """
+        table = bpf.open_pin(self.map(JUMP_TABLE))
+        try:
+            for place, name in enumerate(JUMPS):
+                bpf.set_program(table, place, programs[name])
+        finally:
+            os.close(table)
+        for name, program in programs.items():
+            if not self.program(name).exists():
+                bpf.pin(program, self.program(name))
+
     def have_programs(self) -> bool:
-        """Whether both programs are pinned, as the sources are now."""
-        return self.have_maps() and all(self.program(name).exists() for name in PROGRAMS)
+        """Whether every program is pinned, as the sources are now, and so the jumps are filled."""
+        return (
+            self.have_maps()
+            and self.map(JUMP_TABLE).exists()
+            and all(self.program(name).exists() for name in PROGRAMS)
+        )
 
     def drop_old_programs(self) -> None:
-        """Unpin programs that newer sources replaced; hooks keep what they run."""
-        keep = {self.program(name) for name in PROGRAMS}
-        for name in PROGRAMS:
-            for path in self.directory.glob(f"{name}-*"):
-                if path not in keep:
-                    path.unlink()
+        """Unpin programs that newer sources replaced on every hook.
+
+        Their jumps lead nowhere from then on, so no run of them may be left.
+        """
+        names = (*PROGRAMS, JUMP_TABLE)
+        old = {path for name in names for path in self.directory.glob(f"{name}-*")}
+        old -= {self.program(name) for name in names}
+        if old:
+            bpf.quiesce()
+        for path in old:
+            path.unlink()

@@ -20,11 +20,12 @@ from pathlib import Path
 import pytest
 
 from geneve_ebpf import dataplane
+from geneve_ebpf.abi import JUMP_TABLE, PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import namespaces, slots
 from geneve_ebpf.host.netlink import RouteSocket
 from geneve_ebpf.host.settings import Settings
-from geneve_ebpf.loader import bpf, hooks
+from geneve_ebpf.loader import bpf, hooks, source
 from geneve_ebpf.model import Guest, NodeSettings
 from lab.network import run
 from tests.nodes import (
@@ -42,6 +43,7 @@ from tests.nodes import (
 from tests.watcher import Watcher, tcx_programs
 
 ROOT = Path(__file__).parents[2]
+OLDER = "0123456789ab"  # a hash of other programs
 
 
 @pytest.fixture
@@ -128,12 +130,11 @@ def test_new_programs_take_over_under_traffic(pair: tuple[Node, Node]) -> None:
 
     with Stream(one.netns, two.netns, two.address) as stream:
         for node in (a, b):
-            for path in node.pins.directory.glob("*_tx-*"):
-                path.unlink()
-            for path in node.pins.directory.glob("*_rx-*"):
-                path.unlink()
+            for path in (*map(node.pins.program, PROGRAMS), node.pins.map(JUMP_TABLE)):
+                path.rename(path.with_name(path.name.replace(source.program_hash(), OLDER)))
             node.bring_up()
             assert node.facts.boot == "kept"
+            assert list(node.pins.directory.glob(f"*{OLDER}")) == []
         lost = stream.lost()
 
     assert (lost, stream.errors) == (set(), [])
