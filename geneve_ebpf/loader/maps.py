@@ -83,6 +83,7 @@ class Table(Generic[K, V]):
     def get(self, key: K) -> V | None:
         """The value, or None. Not for per-CPU maps."""
         self._key_view[:] = bytes(key)
+        self._flags[0] = 0  # an insert may have left one, which a look-up does not take
         try:
             bpf.call(bpf.MAP_LOOKUP_ELEM, self._attr)
         except OSError as error:
