@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m bench attach|tcp`: needs root, and interferes with nothing that runs."""
+"""`python -m bench BENCH`: needs root, and interferes with nothing that runs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def arguments() -> argparse.Namespace:
     benches = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
     for name, rounds, text in (
         ("attach", 8, "ours by library and through the agent; script, netlink and pooled classic"),
+        ("storm", 3, "1 to 200 attaches at the same instant while others are detached"),
+        ("first_byte", 8, "from the request to attach to the first byte from another node"),
         ("tcp", 6, "one TCP stream: ours, a VXLAN device on a bridge, a bare veth"),
     ):
         bench = benches.add_parser(name, help=text, description=text)
@@ -31,14 +33,22 @@ def arguments() -> argparse.Namespace:
             metavar="N",
             help="rounds after the warm-up (default: %(default)s)",
         )
+        if name == "storm":
+            bench.add_argument(
+                "--most",
+                type=int,
+                default=200,
+                metavar="N",
+                help="attaches at once in the largest storm (default: %(default)s)",
+            )
     return parser.parse_args()
 
 
 def main() -> int:
     """Run one bench; the exit status."""
     asked = arguments()
-    if asked.rounds < 1:
-        print("bench: --rounds must be at least 1", file=sys.stderr)
+    if asked.rounds < 1 or getattr(asked, "most", 1) < 1:
+        print("bench: --rounds and --most must be at least 1", file=sys.stderr)
         return Exit.USAGE
     try:
         # Imported here, so that --help and a wrong name answer at once.
@@ -46,6 +56,14 @@ def main() -> int:
             from bench import attach
 
             attach.main(asked.json, asked.rounds)
+        elif asked.bench == "storm":
+            from bench import storm
+
+            storm.main(asked.json, asked.rounds, asked.most)
+        elif asked.bench == "first_byte":
+            from bench import first_byte
+
+            first_byte.main(asked.json, asked.rounds)
         else:
             from bench import tcp
 
