@@ -31,6 +31,7 @@ from geneve_ebpf.agent.config import Placement
 from geneve_ebpf.client import AgentClient
 from geneve_ebpf.dataplane import DataPlane, bring_up, tear_down
 from geneve_ebpf.errors import GeneveError
+from geneve_ebpf.host.slots import AT_ONCE
 from geneve_ebpf.model import NodeSettings
 
 START_TIMEOUT = 60.0  # seconds: compiling, loading, and the first slots
@@ -222,27 +223,32 @@ class LibraryNode:
     def make_slots(self, wanted: int) -> list[float]:
         """Have `wanted` slots ready; what those made for it took, in microseconds."""
         missing = [index for index in range(wanted) if index not in self.indexes]
-        for index in missing:
-            self.tell("make", index)
-        events = [self.event("ready") for _ in missing]
-        self.indexes = sorted([*self.indexes, *(event["index"] for event in events)])
-        return [float(event["us"]) for event in events]
+        took = []
+        for start in range(0, len(missing), AT_ONCE):
+            self.tell("make", missing[start : start + AT_ONCE])
+            event = self.event("ready")
+            self.indexes += [index for index, _ in event["slots"]]
+            took += [event["us"] / len(event["slots"])] * len(event["slots"])
+        self.indexes.sort()
+        return took
 
     def destroy_slots(self, indexes: Iterable[int]) -> None:
         """Destroy slots that had a tenant; returns when their numbers may be used again."""
         indexes = list(indexes)
-        for index in indexes:
-            self.tell("destroy", index)
-        for _ in indexes:
-            self.indexes.remove(self.event("gone")["index"])
+        self.tell("destroy", indexes)
+        left = set(indexes)
+        while left:
+            gone = self.event("gone")["indexes"]
+            left.difference_update(gone)
+            self.indexes = [index for index in self.indexes if index not in gone]
 
     def netns(self, index: int) -> Path:
         """Where a slot's namespace is mounted."""
         return self.settings.run_directory / "netns" / f"slot-{index}"
 
-    def tell(self, operation: str, index: int = 0) -> None:
+    def tell(self, operation: str, indexes: list[int]) -> None:
         """One line to the slot process."""
-        self.control.sendall(json.dumps({"op": operation, "index": index}).encode() + b"\n")
+        self.control.sendall(json.dumps({"op": operation, "indexes": indexes}).encode() + b"\n")
 
     def event(self, wanted: str) -> dict[str, Any]:
         """Its next line. Raises BenchError when that is another event than `wanted`."""
@@ -299,7 +305,7 @@ def library_node(node: Node, root: Path, slot_cpu: int | None) -> Iterator[Libra
                 yield made
             finally:
                 with suppress(OSError):
-                    made.tell("stop")
+                    near.shutdown(socket.SHUT_WR)
                 try:
                     process.wait(timeout=20)
                 except subprocess.TimeoutExpired:

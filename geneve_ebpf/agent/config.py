@@ -36,15 +36,35 @@ INTERFACE = re.compile(r"[^\s/:]{1,15}")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which CPU each process is kept on; None leaves it to the scheduler.
+    """Which CPU each process is kept on; None is the default, which `cpus` tells.
 
-    The tail of an attach is best with the agent and its caller on one CPU and
-    the slot process on another.
+    Making slots keeps the kernel busy for a millisecond at a time, and an attach
+    that waits for that CPU waits as long. So by default the slot process keeps to the last
+    CPU but the agent's, the exporter with it, and the agent off it.
     """
 
     agent_cpu: int | None = None
     slot_cpu: int | None = None
     exporter_cpu: int | None = None
+
+    def cpus(self, process: str, allowed: set[int]) -> set[int]:
+        """Where "agent", "slot" or "exporter" may run, of those CPUs where we may at all."""
+        placed: int | None = getattr(self, f"{process}_cpu")
+        if placed is not None:
+            return {placed}
+        maker = self.slot_cpu
+        if maker is None:
+            maker = max(allowed - {self.agent_cpu} or allowed)
+        return (allowed - {maker} or allowed) if process == "agent" else {maker}
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How slots come to be, and with how much regard for attaches."""
+
+    min_ready: int = 1  # the node is ready once so many were ready or taken
+    low_watermark: int | None = None  # ready slots below which nothing goes before; None: a quarter
+    refill_rate: float = 200.0  # slots a second to make, and to destroy, while attaches come in
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +74,7 @@ class AgentConfig:
     node: NodeSettings
     metrics_per_sandbox: bool = False
     placement: Placement = field(default_factory=Placement)
+    filling: Filling = field(default_factory=Filling)
 
 
 def load(path: Path, slots: int | None = None, metrics_listen: str | None = None) -> AgentConfig:
@@ -72,6 +93,18 @@ def load(path: Path, slots: int | None = None, metrics_listen: str | None = None
     node = config.node
     if slots is not None:
         node = replace(node, slots=_slots(slots, "--slots"))
+        # The file's were meant for the file's number.
+        filling = config.filling
+        config = replace(
+            config,
+            filling=replace(
+                filling,
+                min_ready=min(filling.min_ready, slots),
+                low_watermark=None
+                if filling.low_watermark is None
+                else min(filling.low_watermark, slots),
+            ),
+        )
     if metrics_listen is not None:
         node = replace(node, metrics_listen=_listen(metrics_listen, "--metrics-listen"))
     return replace(config, node=node)
@@ -88,8 +121,10 @@ def parse(document: dict[str, Any]) -> AgentConfig:
             )
     node, guest = Table(document, "node"), Table(document, "guest")
     metrics, placement = Table(document, "metrics"), Table(document, "placement")
+    settings = _node(node, _guest(guest), metrics)
     config = AgentConfig(
-        node=_node(node, _guest(guest), metrics),
+        node=settings,
+        filling=_filling(node, settings.slots),
         metrics_per_sandbox=metrics.take("per_sandbox", _boolean, False),
         placement=Placement(
             agent_cpu=placement.take("agent_cpu", _cpu, None),
@@ -178,6 +213,19 @@ def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
     return settings
 
 
+def _filling(table: Table, slots: int) -> Filling:
+    default = Filling()
+
+    def up_to_slots(value: object, name: str) -> int:
+        return _integer(value, name, 0, slots)
+
+    return Filling(
+        min_ready=table.take("min_ready", up_to_slots, min(default.min_ready, slots)),
+        low_watermark=table.take("low_watermark", up_to_slots, None),
+        refill_rate=table.take("refill_rate", _rate, default.refill_rate),
+    )
+
+
 def _guest(table: Table) -> Guest:
     default = Guest()
     guest = Guest(
@@ -233,6 +281,12 @@ def _seconds(value: object, name: str) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 86400:
         return float(value)
     raise bad_config(f"{name} is {value!r}", field=name, hint="seconds, 0 to 86400")
+
+
+def _rate(value: object, name: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 10_000:
+        return float(value)
+    raise bad_config(f"{name} is {value!r}", field=name, hint="slots a second, 1 to 10000")
 
 
 def _boolean(value: object, name: str) -> bool:

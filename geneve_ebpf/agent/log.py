@@ -29,6 +29,7 @@ class Log:
         self._second = 0
         self._stamp = ""
         self._later: Callable[[Callable[[], object]], object] | None = None
+        self._last_line = ""  # what stays below the records, on a terminal
 
     def deferred_by(self, later: Callable[[Callable[[], object]], object]) -> None:
         """Have `change` records written by `later(function)`, such as a loop's call_soon."""
@@ -65,6 +66,11 @@ class Log:
             waiting, self._waiting = self._waiting, []
             self._write("".join([self._line("info", *record) for record in waiting]))
 
+    def stay(self, text: str) -> None:
+        """Keep a line at the terminal's end, below what is logged; "" takes it away."""
+        self._last_line = text
+        self._write("")
+
     def _record(self, level: str, event: str, fields: dict[str, object]) -> None:
         self._write(self._line(level, time.time(), event, "", fields))
 
@@ -88,6 +94,8 @@ class Log:
         return f"{head} {' '.join([f'{key}={quoted(str(v))}' for key, v in fields.items()])}\n"
 
     def _write(self, text: str) -> None:
+        if self._last_line or not text:
+            text = f"\r\x1b[K{text}{self._last_line}"  # over what stands there
         # Whoever read the log may be gone; a node does not stop working for that.
         with contextlib.suppress(OSError):
             os.write(self._descriptor, text.encode(errors="backslashreplace"))

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import uvloop
 
+from geneve_ebpf.agent import progress
 from geneve_ebpf.agent.answers import Json
 from geneve_ebpf.agent.api import Api, NodeFacts, Shared
 from geneve_ebpf.agent.children import Child
@@ -77,7 +78,7 @@ def serve(config: AgentConfig) -> None:
         placement = config.placement
         for name in ("agent_cpu", "slot_cpu", "exporter_cpu"):
             _refuse_other_cpu(getattr(placement, name), cpus, f"placement.{name}")
-        os.sched_setaffinity(0, _cpus(placement.agent_cpu, cpus))
+        os.sched_setaffinity(0, placement.cpus("agent", cpus))
         _raise_descriptor_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         log.info("starting", node=settings.name, vtep=settings.vtep, pid=os.getpid())
@@ -149,7 +150,13 @@ class _Agent:
             loop.add_signal_handler(number, self._stop.set)
         log.deferred_by(loop.call_soon)
         desired = Desired(self._dataplane, store, state, settings.address_rest, time.monotonic, log)
-        pool = SlotPool(self._dataplane, settings.run_directory / "netns", settings.slots, log)
+        pool = SlotPool(
+            self._dataplane,
+            settings.run_directory / "netns",
+            settings.slots,
+            log,
+            self._config.filling,
+        )
         self._pool = pool
         self._node = Node(settings, self._dataplane, desired, pool, rests, recorder, log)
         self._node.adopt()
@@ -190,9 +197,12 @@ class _Agent:
             revision=desired.state.revision,
         )
         beats = asyncio.ensure_future(self._beat())
+        bar = asyncio.ensure_future(progress.show(pool, log)) if os.isatty(2) else None
         await self._stop.wait()
         notify("STOPPING=1")
         beats.cancel()
+        if bar is not None:
+            bar.cancel()
         if not self._going_down:  # else it is gone, and another agent's may be there by now
             path.unlink(missing_ok=True)
         listener.close()
@@ -209,7 +219,7 @@ class _Agent:
             "slot process",
             ["-m", "geneve_ebpf.agent.slot_process", "--settings-json", text],
             self._log,
-            cpus=_cpus(placement.slot_cpu, self._cpus),
+            cpus=placement.cpus("slot", self._cpus),
             on_start=pool.connect,
             on_death=pool.disconnect,
         )
@@ -221,7 +231,7 @@ class _Agent:
                     "exporter",
                     ["-m", "geneve_ebpf.exporter", "--settings-json", text, *more],
                     self._log,
-                    cpus=_cpus(placement.exporter_cpu, self._cpus),
+                    cpus=placement.cpus("exporter", self._cpus),
                 )
             )
         for child in self._children:
@@ -340,10 +350,6 @@ def _refuse_in_use(sandboxes: int) -> None:
 def _require_root() -> None:
     if os.geteuid() != 0:
         raise GeneveError(Code.NOT_PERMITTED, "the agent needs root", hint="use sudo")
-
-
-def _cpus(placed: int | None, otherwise: set[int]) -> set[int]:
-    return otherwise if placed is None else {placed}
 
 
 def _refuse_other_cpu(cpu: int | None, cpus: set[int], field: str) -> None:

@@ -268,8 +268,8 @@ class Node:
         yield from self.pool.uplink_problems
         if self.pool.problem:
             yield self.pool.problem
-        elif self.pool.target and not self.pool.counts["ready"]:
-            yield "no slot is ready"
+        elif self.pool.shortage:
+            yield self.pool.shortage
         lost = {
             one.endpoint.vni
             for one in self._attachments.values()

@@ -4,6 +4,10 @@
 The pool decides, the slot process makes and destroys. It works towards
 `target` ready slots: what is reserved or attached is replaced in the
 background, what was released or detached is destroyed, never used again.
+
+Slots are made in batches: large ones while nobody attaches, or while few slots
+are left; small ones, at a bounded rate and with a look at the clock before
+each, while attaches come in.
 """
 
 from __future__ import annotations
@@ -19,19 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from geneve_ebpf.abi import constant
+from geneve_ebpf.agent.config import Filling
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import SlotState
 
 SLOTS_MAX = constant("MAX_SLOTS")
-# Orders that the slot process has at once: enough to keep it busy, few enough
-# that it is idle soon after an attach comes in.
-MAKING_MAX = 2
-DESTROYING_MAX = 64
-# Making slots takes the kernel's locks and a CPU. While attaches come in it is put
-# off, each time by QUIET, unless the pool is about to run dry.
-QUIET = 0.003  # seconds
+BATCH = 32  # slots that the slot process makes, or destroys, together
+# While attaches come in: so many together, a few milliseconds of the kernel's time, and
+# not within QUIET of the last attach, but no order is put off for longer than PUT_OFF.
+BATCH_SMALL = 4
+QUIET, PUT_OFF = 0.003, 0.05  # seconds
+CALM = 1.0  # seconds without an attach or detach, after which none is expected
 RETRY = 1.0  # seconds until a slot that could not be made or destroyed is tried again
 
 
@@ -62,9 +66,21 @@ class Place:
 class SlotPool:
     """All slots of the node."""
 
-    def __init__(self, dataplane: DataPlane, directory: Path, target: int, log: Log) -> None:
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        directory: Path,
+        target: int,
+        log: Log,
+        filling: Filling | None = None,
+    ) -> None:
         """directory: where the slots' namespaces are. target: ready slots to keep."""
+        filling = filling or Filling()
         self.target = target
+        self.min_ready = min(filling.min_ready, target)
+        self._low = target // 4 if filling.low_watermark is None else filling.low_watermark
+        self._rate = filling.refill_rate
+        self._begun = False  # min_ready was reached
         self.directory = directory
         self.problem = ""  # why slots cannot be made, if so
         self.uplink_problems: list[str] = []  # a sentence for each uplink that takes no part
@@ -81,7 +97,9 @@ class SlotPool:
         self._ordered_making: set[int] = set()
         self._ordered_destroying: set[int] = set()
         self._channel: Channel | None = None
-        self._last_use = 0.0
+        self._last_use = float("-inf")  # by the loop's clock, as all of these
+        self._last_order = self._allowed_at = 0.0
+        self._allowance = 0.0  # slots that may be ordered while attaches come in
         self._tick: asyncio.TimerHandle | None = None
         self._stopped = False
 
@@ -91,6 +109,17 @@ class SlotPool:
     def counts(self) -> dict[str, int]:
         """Slots by phase."""
         return {phase.value: count for phase, count in self._counts.items()}
+
+    @property
+    def shortage(self) -> str:
+        """Why the pool serves nobody yet, or nobody any more; "" if it does."""
+        ready = self._counts[Phase.READY]
+        if not self._begun:
+            taken = self._counts[Phase.RESERVED] + self._counts[Phase.ATTACHED]
+            if 0 < ready + taken < self.min_ready:
+                return f"{ready} of the first {self.min_ready} slots are ready"
+            self._begun = ready + taken > 0 or not self.min_ready
+        return "" if ready or not self.target else "no slot is ready"
 
     def places(self) -> list[Place]:
         """All slots, by index; those being made are not there yet."""
@@ -228,12 +257,11 @@ class SlotPool:
         channel = self._channel
         if channel is None or self._stopped:
             return
-        quiet_in = self._last_use + QUIET - asyncio.get_running_loop().time()
-        short = self._counts[Phase.READY] * 4 < self.target
-        if quiet_in > 0 and not short:
-            self._look_soon(quiet_in)
+        room = self._room()
+        if not room:
             return
-        while self._wanted() and len(self._ordered_making) < MAKING_MAX:
+        make: list[int] = []
+        while self._wanted() and len(self._ordered_making) < room:
             if not self._free and self._next >= SLOTS_MAX:
                 self.problem = f"all {SLOTS_MAX} slots that a node can have exist"
                 break
@@ -241,11 +269,34 @@ class SlotPool:
             self._next = max(self._next, index + 1)
             self._enter(Place(index, 0, Phase.MAKING))
             self._ordered_making.add(index)
-            channel.order("make", index)
-        while self._to_destroy and len(self._ordered_destroying) < DESTROYING_MAX:
-            index = self._to_destroy.pop()
-            self._ordered_destroying.add(index)
-            channel.order("destroy", index)
+            make.append(index)
+        space = max(0, room - len(self._ordered_destroying))
+        destroy = [self._to_destroy.pop() for _ in self._to_destroy[:space]]
+        self._ordered_destroying.update(destroy)
+        for op, indexes in (("make", make), ("destroy", destroy)):
+            for start in range(0, len(indexes), BATCH):
+                channel.order(op, indexes[start : start + BATCH])
+        if make or destroy:
+            self._last_order = asyncio.get_running_loop().time()
+            self._allowance -= max(len(make), len(destroy))
+
+    def _room(self) -> int:
+        """How many slots may be under way; if none, there will be another look."""
+        now = asyncio.get_running_loop().time()
+        calm = now - self._last_use >= CALM
+        if calm or self._counts[Phase.READY] < self._low:
+            return 2 * BATCH  # one batch beside the one that is being made: nobody waits
+        earned = (now - self._allowed_at) * self._rate
+        self._allowed_at = now
+        self._allowance = min(float(BATCH_SMALL), max(0.0, self._allowance) + earned)
+        quiet_in = self._last_use + QUIET - now
+        if quiet_in > 0 and now - self._last_order < PUT_OFF:
+            self._look_soon(quiet_in)
+            return 0
+        if self._allowance < 1:
+            self._look_soon((1 - self._allowance) / self._rate)
+            return 0
+        return int(self._allowance)
 
     def _wanted(self) -> bool:
         there = self._counts[Phase.READY] + self._counts[Phase.MAKING]
@@ -255,25 +306,23 @@ class SlotPool:
         if event["event"] == "uplinks":
             self._on_uplinks(event["mtu"], event["problems"])
             return
-        index = event["index"]
-        assert isinstance(index, int)
         if event["event"] == "ready":
-            ifindex = event["ifindex"]
-            assert isinstance(ifindex, int)
-            self._ordered_making.discard(index)
-            place = self._places[index]
-            place.ifindex = ifindex
-            self._counts[Phase.MAKING] -= 1
-            self._counts[Phase.READY] += 1
-            place.phase = Phase.READY
-            heappush(self._ready, index)
+            for index, ifindex in event["slots"]:
+                self._ordered_making.discard(index)
+                place = self._places[index]
+                place.ifindex = ifindex
+                self._counts[Phase.MAKING] -= 1
+                self._counts[Phase.READY] += 1
+                place.phase = Phase.READY
+                heappush(self._ready, index)
         elif event["event"] == "gone":
-            self._ordered_destroying.discard(index)
-            self._gone(index)
+            for index in event["indexes"]:
+                self._ordered_destroying.discard(index)
+                self._gone(index)
         elif event["event"] == "lost":
-            self._lost(index)
+            self._lost(event["index"])
         else:
-            self._failed(index, str(event["op"]), str(event["message"]))
+            self._failed(event["index"], str(event["op"]), str(event["message"]))
         self._look()
 
     def _on_uplinks(self, mtu: int, problems: list[str]) -> None:
@@ -327,9 +376,9 @@ class Channel:
         self._unsent = b""
         asyncio.get_running_loop().add_reader(connection, self._readable)
 
-    def order(self, op: str, index: int) -> None:
+    def order(self, op: str, indexes: list[int]) -> None:
         """Send one order."""
-        self._unsent += json.dumps({"op": op, "index": index}).encode() + b"\n"
+        self._unsent += json.dumps({"op": op, "indexes": indexes}).encode() + b"\n"
         self._writable()
 
     def close(self) -> None:

@@ -6,14 +6,15 @@ netlink.
 
 Descriptor 3 is a stream socket to the agent, JSON lines both ways:
 
-    {"op": "make"|"destroy", "index": N}
-    {"event": "ready", "index": N, "ifindex": N, "us": N}
-    {"event": "gone", "index": N}
+    {"op": "make"|"destroy", "indexes": [N, …]}
+    {"event": "ready", "slots": [[INDEX, IFINDEX], …], "us": N}
+    {"event": "gone", "indexes": [N, …]}
     {"event": "lost", "index": N}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
     {"event": "uplinks", "mtu": N, "problems": ["…"]}
 
-It writes the slots map at both ends of a slot's life. "gone" comes when the
+It writes the slots map at both ends of a slot's life. "ready" comes for those of an order that
+were made, all together in so many microseconds; the others fail one by one. "gone" comes when the
 interface has vanished and an RCU grace period is over: the index may be used
 again. "lost" comes when a slot that nobody has attached to turns out to have no
 interface any more: somebody deleted it. "uplinks" comes at the start and when
@@ -39,6 +40,7 @@ from geneve_ebpf.dataplane import DataPlane, Seen, Uplinks, facts
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host import messages, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.loader.bpf import quiesce
 from geneve_ebpf.model import NodeSettings, SlotState
 
@@ -49,7 +51,7 @@ _RESIZE_AT_ONCE = 32  # slots; less than a millisecond each, and orders wait mea
 
 
 class SlotMaker:
-    """Takes one order at a time; watches in between for interfaces that vanish."""
+    """Takes one order at a time, of many slots; watches in between for interfaces that vanish."""
 
     def __init__(self, settings: NodeSettings, door: socket.socket) -> None:
         found = facts(settings.run_directory)
@@ -65,6 +67,7 @@ class SlotMaker:
         )
         self._ip = IPRoute()
         self._route = RouteSocket()
+        self._settings = Settings()
         self._vanishing: dict[int, float] = {}  # index -> when to stop waiting
         self._to_resize: list[int] = []
         self._to_resize_later: set[int] = set()  # those that failed, once a round
@@ -94,7 +97,7 @@ class SlotMaker:
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
                     order = json.loads(line)
-                    self._obey(order["op"], order["index"])
+                    self._obey(order["op"], order["indexes"])
                     self._look_for_vanished()
             elif self._to_resize:
                 self._resize_some()
@@ -133,43 +136,51 @@ class SlotMaker:
 
     def _look_for_lost(self) -> None:
         self._to_resize, self._to_resize_later = sorted(self._to_resize_later), set()
-        for slot in self._plane.slots():
-            waiting = slot.state in (SlotState.READY, SlotState.RESERVED)
-            if waiting and slots.gone(slot.index):
-                self._tell(event="lost", index=slot.index)
+        waiting = (SlotState.READY, SlotState.RESERVED)
+        for index in slots.lost(s.index for s in self._plane.slots() if s.state in waiting):
+            self._tell(event="lost", index=index)
 
     def _clear_half_made(self) -> None:
         """Drop what a maker that died in the middle left: a namespace that no map knows."""
         known = {slot.index for slot in self._plane.slots()}
         slots.clear_half_made(self._ip, self._place, known)
 
-    def _obey(self, op: str, index: int) -> None:
+    def _obey(self, op: str, indexes: list[int]) -> None:
         try:
-            if op == "make":
-                self._make(index)
-            else:
-                self._destroy(index)
+            (self._make if op == "make" else self._destroy)(indexes)
         except (GeneveError, OSError) as error:
-            self._tell(event="failed", index=index, op=op, message=str(error))
+            self._tell_failed(op, indexes, str(error))
         except Exception as error:  # pyroute2 has errors of its own
-            self._tell(event="failed", index=index, op=op, message=repr(error))
+            self._tell_failed(op, indexes, repr(error))
 
-    def _make(self, index: int) -> None:
+    def _make(self, indexes: list[int]) -> None:
         began = time.perf_counter()
-        # What a maker that died in the middle left under this index. Without a
+        # What a maker that died in the middle left under these numbers. Without a
         # namespace of ours it is somebody else's, and making the slot fails.
-        if self._place.netns(index).exists():
+        stale = [index for index in indexes if self._place.netns(index).exists()]
+        for index in stale:
             slots.drop(self._place, index)
-            slots.wait_gone(self._ip, [index])
-        ifindex = slots.make(self._route, self._place, index)
-        self._plane.add_slot(index, ifindex)
-        spent = round((time.perf_counter() - began) * 1e6)
-        self._tell(event="ready", index=index, ifindex=ifindex, us=spent)
+        slots.wait_gone(self._ip, stale)
+        made = []
+        for draft in slots.make_many(self._route, self._place, indexes, self._settings):
+            if draft.error is None:
+                self._plane.add_slot(draft.index, draft.ifindex)
+                made.append((draft.index, draft.ifindex))
+            else:
+                self._tell_failed("make", [draft.index], str(draft.error))
+        if made:
+            spent = round((time.perf_counter() - began) * 1e6)
+            self._tell(event="ready", slots=made, us=spent)
 
-    def _destroy(self, index: int) -> None:
-        if not slots.drop(self._place, index):
-            slots.cut_off(self._ip, index)
-        self._vanishing[index] = time.monotonic() + _VANISH_PATIENCE
+    def _tell_failed(self, op: str, indexes: list[int], message: str) -> None:
+        for index in indexes:
+            self._tell(event="failed", index=index, op=op, message=message)
+
+    def _destroy(self, indexes: list[int]) -> None:
+        for index in indexes:
+            if not slots.drop(self._place, index):
+                slots.cut_off(self._ip, index)
+            self._vanishing[index] = time.monotonic() + _VANISH_PATIENCE
 
     def _look_for_vanished(self) -> None:
         now = time.monotonic()
@@ -187,7 +198,7 @@ class SlotMaker:
         quiesce()  # once for all of them
         for index in done:
             self._plane.remove_slot(index)
-            self._tell(event="gone", index=index)
+        self._tell(event="gone", indexes=done)
 
     def _tell(self, **event: object) -> None:
         # A dead agent has no use for it; the next read says that it is dead.

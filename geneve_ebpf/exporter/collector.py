@@ -99,6 +99,7 @@ class NodeCollector(Collector):
             families: list[Metric] = [
                 _labelled(metrics.BUILD_INFO, {(__version__, plane.layout, plane.program): 1.0}),
                 self._slots(plane),
+                _plain(metrics.SLOTS_TARGET, float(self._settings.slots)),
                 *_traffic(
                     metrics.VPC_PACKETS,
                     metrics.VPC_BYTES,

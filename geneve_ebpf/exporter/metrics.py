@@ -39,6 +39,9 @@ SLOTS = Metric(
     ("state",),
     "Slots by state: ready, reserved, attached, or retiring until they are destroyed.",
 )
+SLOTS_TARGET = Metric(
+    "geneve_ebpf_slots_target", "gauge", (), "Ready slots that the node works towards."
+)
 VPC_PACKETS = Metric(
     "geneve_ebpf_vpc_packets_total",
     "counter",
@@ -95,6 +98,7 @@ METRICS = (
     BUILD_INFO,
     ATTACH_DURATION,
     SLOTS,
+    SLOTS_TARGET,
     VPC_PACKETS,
     VPC_BYTES,
     DROPS,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from geneve_ebpf.agent.config import load
+from geneve_ebpf.agent.config import Filling, Placement, load
 from geneve_ebpf.errors import Code, GeneveError
 
 SMALLEST = '[node]\nvtep = "192.0.2.1"\nuplinks = ["eth1"]\n'
@@ -47,6 +47,9 @@ def test_every_key_is_read(file):
             udp_port = 7000
             netns = "/run/netns/n1"
             slots = 5
+            min_ready = 4
+            low_watermark = 3
+            refill_rate = 50
             address_rest = 1.5
             run_root = "/run/x"
             state_root = "/var/lib/x"
@@ -81,6 +84,7 @@ def test_every_key_is_read(file):
     assert node.guest.dns == (IPv4Address("192.0.2.53"),)
     assert node.metrics_listen == ""
     assert config.metrics_per_sandbox
+    assert config.filling == Filling(4, 3, 50.0)
     placement = config.placement
     assert (placement.agent_cpu, placement.slot_cpu, placement.exporter_cpu) == (1, 0, 0)
 
@@ -135,6 +139,9 @@ def test_slots_of_the_command_line_win(file):
         (SMALLEST + '[metrics]\nlisten = "[fe80::1%eth1]:16081"', "metrics.listen"),
         (SMALLEST + "[metrics]\nper_sandbox = 1", "metrics.per_sandbox"),
         (SMALLEST + "[placement]\nagent_cpu = -1", "placement.agent_cpu"),
+        (SMALLEST + "min_ready = 17", "node.min_ready"),
+        (SMALLEST + "slots = 3\nlow_watermark = 4", "node.low_watermark"),
+        (SMALLEST + "refill_rate = 0", "node.refill_rate"),
         (SMALLEST + f'run_root = "/run/{"x" * 90}"', "node.run_root"),
         ("[node", ""),
         (f"[node]\nslots = {'9' * 5000}", ""),
@@ -186,3 +193,29 @@ def test_the_command_line_overrides_where_metrics_are(tmp_path):
     with pytest.raises(GeneveError) as refusal:
         load(file, metrics_listen="nowhere")
     assert refusal.value.field == "--metrics-listen"
+
+
+def test_a_number_of_slots_from_the_command_bounds_what_the_file_says_of_them(file):
+    """Else fewer slots than the file's would leave a node that is never ready."""
+    config = load(file(SMALLEST + "slots = 90\nmin_ready = 60\nlow_watermark = 40"), slots=50)
+
+    assert config.node.slots == 50
+    assert (config.filling.min_ready, config.filling.low_watermark) == (50, 40)
+    assert load(file(SMALLEST), slots=0).filling.min_ready == 0
+
+
+@pytest.mark.parametrize(
+    ("placement", "agent", "others"),
+    [
+        (Placement(), {0, 1, 2}, {3}),
+        (Placement(slot_cpu=1), {0, 2, 3}, {1}),
+        (Placement(agent_cpu=3), {3}, {2}),
+    ],
+)
+def test_making_slots_and_attaching_go_on_different_cpus(placement, agent, others):
+    """The last one by default; what is placed is where it was placed."""
+    cpus = {0, 1, 2, 3}
+
+    assert placement.cpus("agent", cpus) == agent
+    assert placement.cpus("slot", cpus) == placement.cpus("exporter", cpus) == others
+    assert Placement().cpus("agent", {2}) == Placement().cpus("slot", {2}) == {2}

@@ -46,7 +46,8 @@ class NodePaths:
                 "udp_port": settings.udp_port,
                 "mtu": self._shared.mtu,
                 "sandboxes": node.count(),
-                "slots": node.pool.counts | {"target": node.pool.target},
+                "slots": node.pool.counts
+                | {"target": node.pool.target, "min_ready": node.pool.min_ready},
                 "revision": node.desired.state.revision,
                 "layout": facts.layout,
                 "program": facts.program,

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which portions the pool has slots made and destroyed; the slot process is played here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from geneve_ebpf.agent.config import Filling
+from geneve_ebpf.agent.log import Log
+from geneve_ebpf.agent.progress import line
+from geneve_ebpf.agent.slot_pool import BATCH, BATCH_SMALL, Phase, SlotPool
+
+
+class Maps:
+    """The slots that the maps know: none, when the agent starts."""
+
+    mtu = 1450
+
+    def slots(self):
+        return iter(())
+
+
+class Maker:
+    """The slot process's end of the channel, which makes at once whatever is ordered."""
+
+    def __init__(self, pool: SlotPool) -> None:
+        ours, self.theirs = socket.socketpair()
+        for end in (ours, self.theirs):
+            end.setblocking(False)
+        self.orders: list[tuple[str, list[int]]] = []
+        self._pending = b""
+        self._done = 0
+        pool.connect(ours)
+
+    def read(self) -> None:
+        """Take note of the orders that have come."""
+        try:
+            *lines, self._pending = (self._pending + self.theirs.recv(1 << 20)).split(b"\n")
+        except BlockingIOError:
+            return
+        self.orders += [(order["op"], order["indexes"]) for order in map(json.loads, lines)]
+
+    def forget(self) -> None:
+        """Note orders from here on; all before are done."""
+        self.orders, self._done = [], 0
+
+    def obey(self) -> None:
+        """Do the next thing that has been ordered."""
+        self.read()
+        for op, indexes in self.orders[self._done : self._done + 1]:
+            self._done += 1
+            event = (
+                {"event": "ready", "slots": [[index, 100 + index] for index in indexes], "us": 1}
+                if op == "make"
+                else {"event": "gone", "indexes": indexes}
+            )
+            self.theirs.send(json.dumps(event).encode() + b"\n")
+
+    async def obey_until(self, reached: Callable[[], bool]) -> None:
+        """Go on until something is so."""
+        async with asyncio.timeout(60):
+            while not reached():
+                self.obey()
+                await asyncio.sleep(0.001)
+
+
+def play(target: int, scene, filling: Filling | None = None) -> None:
+    """Run `scene(pool, maker)` with a pool of so many slots."""
+
+    async def run() -> None:
+        pool = SlotPool(Maps(), Path("/nowhere"), target, Log(), filling)  # type: ignore[arg-type]
+        maker = Maker(pool)
+        try:
+            await scene(pool, maker)
+        finally:
+            pool.stop()
+            pool.disconnect()
+            maker.theirs.close()
+
+    asyncio.run(run())
+
+
+def test_the_first_slots_are_made_in_large_batches():
+    """Two under way at any time; the last one is what is left."""
+
+    async def scene(pool, maker):
+        assert pool.counts["making"] == 2 * BATCH
+
+        await maker.obey_until(lambda: pool.counts["ready"] == 100)
+
+        assert sorted(index for _, some in maker.orders for index in some) == list(range(100))
+        assert [len(some) for _, some in maker.orders] == [32, 32, 32, 4]
+
+    play(100, scene)
+
+
+def test_while_attaches_come_in_slots_are_made_by_fours():
+    """And destroyed so, until nobody has come for a while."""
+
+    async def scene(pool, maker):
+        await maker.obey_until(lambda: pool.counts["ready"] == 100)
+        maker.forget()
+
+        for index in range(50):
+            pool.move(pool.place(index), Phase.ATTACHED)
+        for index in range(50):
+            pool.destroy(pool.place(index))
+        await maker.obey_until(lambda: len(maker.orders) >= 6)
+
+        assert all(len(some) <= BATCH_SMALL for _, some in maker.orders[:6])
+        assert {op for op, _ in maker.orders[:6]} == {"make", "destroy"}
+
+    play(100, scene, Filling(refill_rate=100))
+
+
+def test_a_pool_that_runs_dry_is_filled_before_all_else():
+    """Below the low watermark, whoever attaches meanwhile."""
+
+    async def scene(pool, maker):
+        await maker.obey_until(lambda: pool.counts["ready"] == 100)
+        maker.forget()
+
+        for index in range(61):
+            pool.move(pool.place(index), Phase.ATTACHED)
+        await maker.obey_until(lambda: bool(maker.orders))
+
+        assert max(len(some) for _, some in maker.orders) > BATCH_SMALL
+
+    play(100, scene, Filling(low_watermark=40, refill_rate=1))
+
+
+@pytest.mark.parametrize(
+    ("min_ready", "said"), [(40, "32 of the first 40 slots are ready"), (8, "")]
+)
+def test_a_node_is_ready_with_its_first_slots(min_ready, said):
+    """Not only when all are made."""
+
+    async def scene(pool, maker):
+        assert pool.shortage == "no slot is ready"
+        await maker.obey_until(lambda: pool.counts["ready"] >= BATCH)
+
+        assert pool.counts["ready"] == BATCH
+        assert pool.shortage == said
+
+        await maker.obey_until(lambda: pool.counts["ready"] == 100)
+        assert pool.shortage == ""
+        for index in range(100):
+            pool.move(pool.place(index), Phase.ATTACHED)
+        assert pool.shortage == "no slot is ready"
+
+    play(100, scene, Filling(min_ready=min_ready))
+
+
+def test_the_bar_says_how_far_it_is():
+    """Full at the end, and no time left unless there is a rate."""
+    assert line(0, 4000, 0, None) == f"slots [{'.' * 30}] 0/4000, 0/s"
+    assert (
+        line(1000, 4000, 250.4, 11.6) == f"slots [{'#' * 7}{'.' * 23}] 1000/4000, 250/s, 12 s left"
+    )
+    assert line(4000, 4000, 300, 0) == f"slots [{'#' * 30}] 4000/4000, 300/s, 0 s left"
