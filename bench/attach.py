@@ -13,8 +13,10 @@ from contextlib import ExitStack
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from itertools import count
+from pathlib import Path
 
 from bench import classic, harness, machine
+from bench.compiled import HERE, compiled, nanoseconds
 from bench.floor import Floor
 from bench.harness import Contestant
 from bench.ours import Agent, LibraryNode, agent, join, library_node, run_root
@@ -35,7 +37,10 @@ from geneve_ebpf.model import Endpoint, Route, RouteKind, Vtep, endpoint_mac
 ROUNDS = 8
 VPC, VNI = "bench", 4097
 OURS = 64  # attaches of ours in a round; so many slots are made for each
-POOL = OURS + 8  # the agent's slots
+BATCH = 64  # attaches in one request of attach.batch64
+BATCHES = 4  # such requests in a round
+POOL = BATCH * (BATCHES + 1) + 8  # the agent's slots
+CLIENT = HERE.parent / "clients" / "c" / "geneve_ebpf.c"
 _names = count()
 _hosts = count(256)  # addresses of the library's sandboxes, none used twice
 
@@ -104,6 +109,37 @@ def agent_attach(node: Agent, cpu: int, samples: int) -> list[float]:
     return taken
 
 
+def agent_batch(node: Agent, cpu: int, batches: int) -> list[float]:
+    """POST /v1/sandboxes:batch with BATCH attaches: the call, divided by their number."""
+    node.wait_for_slots()
+    taken: list[float] = []
+    names: list[str] = []
+    ask = node.client.request
+    try:
+        gc.collect()
+        gc.freeze()
+        with pinned(cpu):
+            for _ in range(batches):
+                items = [{"sandbox": f"batch-{next(_names)}", "vpc": VPC} for _ in range(BATCH)]
+                names += [item["sandbox"] for item in items]
+                start = time.perf_counter_ns()
+                _, answer = ask("POST", "/v1/sandboxes:batch", {"attach": items})
+                taken.append((time.perf_counter_ns() - start) / 1e3 / BATCH)
+                if any(item["status"] != 201 for item in answer["results"]):
+                    raise BenchError("not every attach of a batch was answered 201")
+    finally:
+        gc.unfreeze()
+        ask("POST", "/v1/sandboxes:batch", {"detach": [{"sandbox": name} for name in names]})
+    return taken
+
+
+def agent_in_c(program: Path, node: Agent, cpu: int, samples: int) -> list[float]:
+    """As `agent_attach`, by the client in C; its own clock."""
+    node.wait_for_slots()
+    socket = f"unix://{node.settings.run_directory}/api.sock"
+    return nanoseconds(program, socket, cpu, VPC, f"c-{next(_names)}", samples)
+
+
 def verify(library: LibraryNode, served: Agent) -> None:
     """
     A ping from a sandbox attached by the library to one attached by the agent,
@@ -142,6 +178,8 @@ PAIRS = [
     ("classic.pooled_raw", "attach.library"),
     ("classic.pooled_first", "attach.agent_first"),
     ("attach.agent", "socket.floor"),
+    ("attach.agent_c", "socket.floor"),
+    ("classic.pooled", "attach.agent_c"),
     ("make.slot", "classic.netlink"),
 ]
 
@@ -162,6 +200,7 @@ def main(json_file: str | None, rounds: int) -> None:
         library = stack.enter_context(library_node(left, root, second))
         host = stack.enter_context(classic.classic_host(kind))
         floor = Floor(root)
+        in_c = compiled("attach.c", root, CLIENT)
         harness.say("pinging through each of them")
         verify(library, served)
         for form in classic.FORMS:
@@ -187,6 +226,22 @@ def main(json_file: str | None, rounds: int) -> None:
                 1,
                 0,
             ),
+            Contestant("attach.batch64", "us", BATCHES, partial(agent_batch, served, second), 2),
+            *(
+                [
+                    Contestant(
+                        "attach.agent_c", "us", OURS, partial(agent_in_c, in_c, served, second)
+                    ),
+                    Contestant(
+                        "attach.agent_c_one_cpu",
+                        "us",
+                        OURS,
+                        partial(agent_in_c, in_c, served, first),
+                    ),
+                ]
+                if in_c
+                else []
+            ),
             Contestant(floor.row, "us", 200, lambda n: floor.measure(n, first, second)),
             Contestant(f"{floor.row}_one_cpu", "us", 200, lambda n: floor.measure(n, first, first)),
             Contestant("make.slot", "us", 16, partial(slot_make, library)),
@@ -206,7 +261,7 @@ def main(json_file: str | None, rounds: int) -> None:
         "agent": first,
         "slot process": second,
         "caller": second,
-        "caller of attach.agent_one_cpu": first,
+        "caller of rows …_one_cpu": first,
         "classic": "any CPU",
     }
     about["tunnel"] = {"ours": "geneve", "classic": kind}
@@ -227,7 +282,9 @@ def notes(kind: str, floor: Floor) -> list[str]:
     return [
         f"Ours tunnels over Geneve, the classic way over {kind}; a ping passed through each first.",
         "attach.library: DataPlane.attach. attach.agent: PUT /v1/sandboxes/{id} on the agent's "
-        "socket, caller on another CPU than the agent; attach.agent_one_cpu: on the same.",
+        "socket, caller on another CPU than the agent; …_one_cpu: on the same; attach.agent_c…: "
+        "the caller is a program in C.",
+        f"attach.batch64: {BATCH} in one request, the request's time divided by {BATCH}.",
         "…_first: after a pause and other contestants' work, one at a time.",
         f"{floor.row}: an echo of the same size that does no work, in {language}.",
         "make.slot: one slot of ours prepared before any attach: work that was moved, not saved.",

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
-from bench.testbed import BenchError, pinned
+from bench.compiled import compiled, nanoseconds
+from bench.testbed import pinned
 
-SOURCE = Path(__file__).with_name("floor.c")
 REQUEST, ANSWER = 160, 640  # as in floor.c
 
 
@@ -21,18 +19,7 @@ class Floor:
     """An echo over a Unix socket: in C where there is a compiler, else in Python."""
 
     def __init__(self, scratch: Path) -> None:
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        self.program: Path | None = None
-        if compiler:
-            self.program = scratch / "floor"
-            done = subprocess.run(
-                [compiler, "-O2", "-o", self.program, SOURCE],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise BenchError(f"floor.c does not compile: {done.stderr.strip()}")
+        self.program = compiled("floor.c", scratch)
 
     @property
     def row(self) -> str:
@@ -43,15 +30,7 @@ class Floor:
         """Round trips in microseconds."""
         if not self.program:
             return measure_in_python(samples, server_cpu, client_cpu)
-        done = subprocess.run(
-            [self.program, str(server_cpu), str(client_cpu), str(samples)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise BenchError(f"the echo for socket.floor ended with status {done.returncode}")
-        return [int(line) / 1e3 for line in done.stdout.split()]
+        return nanoseconds(self.program, server_cpu, client_cpu, samples)
 
 
 def measure_in_python(samples: int, server_cpu: int, client_cpu: int) -> list[float]:

@@ -53,6 +53,8 @@ struct node_state {
 	__u32 next_nexthop;	/* id for the next new next hop */
 	__u32 slot_mtu;		/* bytes, of eth0 in a slot */
 	__u64 path_mtu_until;	/* ns since boot: until then some VTEP's path MTU holds */
+	__u32 merging;		/* 1: the kernel merges segments before uplink_rx sees them */
+	__u32 pad;
 };
 
 /* The numbers are stored in bindings.state. */

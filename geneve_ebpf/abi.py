@@ -98,6 +98,8 @@ class NodeState(ctypes.Structure):
         ("next_nexthop", c_uint32),
         ("slot_mtu", c_uint32),
         ("path_mtu_until", c_uint64),
+        ("merging", c_uint32),
+        ("pad", c_uint32),
     ]
 
 

@@ -29,6 +29,7 @@ from geneve_ebpf.errors import Code, GeneveError
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+MERGE = ("auto", "on", "off")  # of NodeSettings.merge
 GENEVE_PORT = 6081  # RFC 8926 section 3.3
 VNI_MAX = (1 << 24) - 1
 MTU_MIN, MTU_MAX = 576, 65535
@@ -189,6 +190,7 @@ class NodeSettings:
     guest: Guest = field(default_factory=Guest)
     metrics_listen: str = "127.0.0.1:16081"
     address_rest: float = 60.0  # seconds a freed address waits for another sandbox
+    merge: str = "auto"  # whether the kernel merges segments before we see them: one of MERGE
 
     @property
     def run_directory(self) -> Path:
@@ -224,6 +226,7 @@ class NodeSettings:
                 },
                 "metrics_listen": self.metrics_listen,
                 "address_rest": self.address_rest,
+                "merge": self.merge,
             }
         )
 
@@ -253,6 +256,7 @@ class NodeSettings:
             ),
             metrics_listen=raw["metrics_listen"],
             address_rest=raw["address_rest"],
+            merge=raw["merge"],
         )
 
 

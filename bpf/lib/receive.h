@@ -26,20 +26,26 @@
 
 /* Whether this VTEP's frames reach us whole (a veth underlay, some virtual NICs)
  * or through GRO on the uplink. One GSO frame shows it; that it is over shows in
- * as many large frames that are none. CPUs may race here: a count gets lost.
+ * as many large frames that are none, and not at all while the node merges: some
+ * flows have nothing to merge, and a flow that changes its way may overtake
+ * itself. CPUs may race here: a count gets lost.
  */
 static inline int comes_merged(struct __sk_buff *skb, struct vtep *from,
 			       const struct inner *inner)
 {
-	__u32 left = from->merged;
+	__u32 left = from->merged, zero = 0;
+	struct node_state *state;
 
 	if (skb->gso_size) {
 		if (left != MERGED_PATIENCE)
 			from->merged = MERGED_PATIENCE;
 		return 1;
 	}
-	if (left && inner->length >= MERGED_LARGE)
-		from->merged = left - 1;
+	if (left && inner->length >= MERGED_LARGE) {
+		state = node_state.lookup(&zero);
+		if (state && !*(volatile __u32 *)&state->merging)
+			from->merged = left - 1;
+	}
 	return left != 0;
 }
 

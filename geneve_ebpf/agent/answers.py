@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
+from ipaddress import IPv4Address
+from socket import inet_ntoa
 
 from geneve_ebpf.agent.slot_pool import Place, SlotPool
 from geneve_ebpf.dataplane import Counters, Drops, Event, Traffic
@@ -54,7 +57,7 @@ def sandbox_text(
     guest, netns: JSON already.
     """
     endpoint = attachment.endpoint
-    address = "null" if endpoint.address is None else f'"{endpoint.address}"'
+    address = "null" if endpoint.address is None else f'"{ipv4_text(endpoint.address)}"'
     address6 = "null" if endpoint.address6 is None else f'"{endpoint.address6}"'
     return (
         f'"schema":"geneve-ebpf/sandbox/1","sandbox":"{attachment.sandbox}",'
@@ -67,10 +70,21 @@ def sandbox_text(
     )
 
 
+def ipv4_text(address: IPv4Address) -> str:
+    """As str() writes it, in a third of the time."""
+    return inet_ntoa(address.packed)
+
+
 def rfc3339(seconds: float) -> str:
     """A time since the epoch, in UTC with microseconds."""
-    # isoformat is three times faster than strftime, and ends in +00:00.
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{_second(whole)}.{part:06d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    """A whole second as text; sandboxes come many a second."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def traffic_json(traffic: Traffic) -> Json:

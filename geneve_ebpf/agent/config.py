@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import (
     DNS_MAX,
+    MERGE,
     Guest,
     NodeSettings,
     parse_address,
@@ -202,6 +203,7 @@ def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
         guest=guest,
         metrics_listen=metrics.take("listen", _listen, default.metrics_listen),
         address_rest=table.take("address_rest", _seconds, default.address_rest),
+        merge=table.take("merge", _merge, default.merge),
     )
     # Known now, and not when the node is up and the agent cannot listen.
     if len(os.fsencode(settings.run_directory / "api.sock")) > SOCKET_PATH_MAX:
@@ -287,6 +289,12 @@ def _rate(value: object, name: str) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 10_000:
         return float(value)
     raise bad_config(f"{name} is {value!r}", field=name, hint="slots a second, 1 to 10000")
+
+
+def _merge(value: object, name: str) -> str:
+    if value in MERGE:
+        return str(value)
+    raise bad_config(f"{name} is {value!r}", field=name, hint="one of " + " ".join(MERGE))
 
 
 def _boolean(value: object, name: str) -> bool:

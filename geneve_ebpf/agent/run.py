@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -50,6 +51,8 @@ SWEEP_EVERY = 5.0  # seconds between looks for half-sent requests
 # Allocations that lead to a young collection, young ones to a middle one, middle ones to a
 # full one. A full one walks what is not frozen; there is nothing in it that needs haste.
 COLLECT = (20_000, 20, 1000)
+# Seconds that records of changes may wait, so that many go out in one write, after the answers.
+LOG_AFTER = 0.001
 # A waiting thread gets the interpreter after this many seconds (default 5 ms).
 SWITCH_INTERVAL = 0.0001
 
@@ -148,7 +151,7 @@ class _Agent:
         settings, log = self._settings, self._log
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        log.deferred_by(loop.call_soon)
+        log.deferred_by(partial(loop.call_later, LOG_AFTER))
         desired = Desired(self._dataplane, store, state, settings.address_rest, time.monotonic, log)
         pool = SlotPool(
             self._dataplane,

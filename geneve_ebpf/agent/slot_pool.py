@@ -84,6 +84,8 @@ class SlotPool:
         self.directory = directory
         self.problem = ""  # why slots cannot be made, if so
         self.uplink_problems: list[str] = []  # a sentence for each uplink that takes no part
+        # Where segments are merged, as dataplane.merging.Merged has it.
+        self.merging: dict[str, Any] = {"device": "", "uplinks": [], "reasons": []}
         self.on_mtu: Callable[[int], None] = lambda _: None  # called with the slots' MTU
         self._mtu = dataplane.mtu
         self._dataplane = dataplane
@@ -304,7 +306,7 @@ class SlotPool:
 
     def _on_event(self, event: dict[str, Any]) -> None:
         if event["event"] == "uplinks":
-            self._on_uplinks(event["mtu"], event["problems"])
+            self._on_uplinks(event["mtu"], event["problems"], event["merging"])
             return
         if event["event"] == "ready":
             for index, ifindex in event["slots"]:
@@ -325,11 +327,16 @@ class SlotPool:
             self._failed(event["index"], str(event["op"]), str(event["message"]))
         self._look()
 
-    def _on_uplinks(self, mtu: int, problems: list[str]) -> None:
-        if (mtu, problems) != (self._mtu, self.uplink_problems):
+    def _on_uplinks(self, mtu: int, problems: list[str], merging: dict[str, Any]) -> None:
+        if (mtu, problems, merging) != (self._mtu, self.uplink_problems, self.merging):
             say = self._log.warning if problems else self._log.info
-            say("uplinks", slot_mtu=mtu, problems="; ".join(problems) or "none")
-        self._mtu, self.uplink_problems = mtu, problems
+            say(
+                "uplinks",
+                slot_mtu=mtu,
+                merging=",".join(merging["uplinks"]) or "none",
+                problems="; ".join(problems) or "none",
+            )
+        self._mtu, self.uplink_problems, self.merging = mtu, problems, merging
         self.on_mtu(mtu)
 
     def _lost(self, index: int) -> None:

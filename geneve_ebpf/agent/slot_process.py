@@ -11,14 +11,15 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"event": "gone", "indexes": [N, …]}
     {"event": "lost", "index": N}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
-    {"event": "uplinks", "mtu": N, "problems": ["…"]}
+    {"event": "uplinks", "mtu": N, "problems": ["…"],
+        "merging": {"device": "vxlan", "uplinks": ["…"], "reasons": ["…"]}}
 
 It writes the slots map at both ends of a slot's life. "ready" comes for those of an order that
 were made, all together in so many microseconds; the others fail one by one. "gone" comes when the
 interface has vanished and an RCU grace period is over: the index may be used
 again. "lost" comes when a slot that nobody has attached to turns out to have no
 interface any more: somebody deleted it. "uplinks" comes at the start and when
-an uplink went, came back or changed its MTU; eth0 in every slot follows, a few
+an uplink went, came back, changed its MTU or whether it merges; eth0 in every slot follows, a few
 slots at a time.
 
 When the agent goes, so does this process, whatever it is doing: what it leaves
@@ -34,7 +35,7 @@ import select
 import socket
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from geneve_ebpf.dataplane import DataPlane, Seen, Uplinks, facts
 from geneve_ebpf.errors import GeneveError
@@ -72,7 +73,6 @@ class SlotMaker:
         self._to_resize: list[int] = []
         self._to_resize_later: set[int] = set()  # those that failed, once a round
         self._ear = RouteSocket(messages.LINKS)
-        self._uplink_names = set(settings.uplinks)
         self._seen: Seen | None = None  # what the agent knows
         self._uplinks = Uplinks(settings, self._ip, self._route)
 
@@ -110,7 +110,7 @@ class SlotMaker:
         """Something changed on some interface, our own slots' among them."""
         try:
             concerned = any(
-                messages.link_name(body) in self._uplink_names for _, body in self._ear.listen(0)
+                messages.link_name(body) in self._uplinks.watched for _, body in self._ear.listen(0)
             )
         except OSError:  # more changed than could be told
             concerned = True
@@ -124,7 +124,12 @@ class SlotMaker:
             self._to_resize = [slot.index for slot in self._plane.slots()]
         if seen != self._seen:
             self._seen = seen
-            self._tell(event="uplinks", mtu=seen.mtu, problems=seen.problems)
+            self._tell(
+                event="uplinks",
+                mtu=seen.mtu,
+                problems=seen.problems,
+                merging=asdict(seen.merged),
+            )
 
     def _resize_some(self) -> None:
         for index in self._to_resize[:_RESIZE_AT_ONCE]:

@@ -18,6 +18,7 @@ import typer
 
 from geneve_ebpf import __version__
 from geneve_ebpf.cli import (
+    config,
     daemon,
     doctor,
     drops,
@@ -95,6 +96,7 @@ app.command("export", cls=Command)(state.export)
 app.command("drops", cls=Command)(drops.drops)
 app.add_typer(node.app)
 app.add_typer(daemon.app)
+app.add_typer(config.app)
 app.command("doctor", cls=Command)(doctor.doctor)
 app.command("version", cls=Command)(version.version)
 

@@ -143,7 +143,8 @@ def _kernel() -> Iterator[Check]:
         elif found.needed:
             yield Check(f"kernel {found.name}", Verdict.FAIL, found.detail, "a kernel that has it")
         else:
-            yield Check(f"kernel {found.name}", Verdict.WARN, found.detail, "works without it")
+            detail = f"not there, and can be done without: {found.detail}"
+            yield Check(f"kernel {found.name}", Verdict.WARN, detail)
 
 
 def _neighbours() -> Check:

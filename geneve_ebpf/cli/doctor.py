@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from geneve_ebpf.cli import output
 from geneve_ebpf.errors import Exit
 
+if TYPE_CHECKING:
+    from geneve_ebpf.cli.checks import Check
+
+WIDTH = 28  # of a check's name; a longer one stands out
 COLOURS = {"ok": 32, "warn": 33, "fail": 31}
 
 
@@ -26,37 +31,41 @@ def doctor(
     ] = None,
 ) -> None:
     """Check whether this machine can run a node. Changes nothing; exits 1 if it cannot."""
-    from geneve_ebpf.cli.checks import Check, Verdict, examine
+    from geneve_ebpf.cli.checks import Verdict, examine
 
     settings = None
     if config is not None:
         from geneve_ebpf.agent.config import load
 
         settings = load(config).node
-    checks: list[Check] = list(examine(settings))
-    failed = [check for check in checks if check.verdict is Verdict.FAIL]
-    width = max(len(check.name) for check in checks)
-    lines = []
-    for check in checks:
-        word = output.colour(check.verdict.value.ljust(4), COLOURS[check.verdict.value])
-        lines.append(f"{word}  {check.name.ljust(width)}  {output.one_line(check.detail)}")
-        if check.verdict is not Verdict.OK and check.fix:
-            lines.append(f"{' ' * (width + 8)}fix: {output.one_line(check.fix)}")
-    output.emit(
-        output.document(
-            "doctor",
-            ok=not failed,
-            checks=[
-                {
-                    "name": check.name,
-                    "status": check.verdict.value,
-                    "detail": check.detail,
-                    "fix": check.fix,
-                }
-                for check in checks
-            ],
-        ),
-        *lines,
+    checks: list[Check] = []
+    for check in examine(settings):
+        checks.append(check)
+        if not output.json_wanted:  # each as it is found: trying the kernel takes seconds
+            _show(check)
+    failed = sum(check.verdict is Verdict.FAIL for check in checks)
+    answer = output.document(
+        "doctor",
+        ok=not failed,
+        checks=[
+            {
+                "name": check.name,
+                "status": check.verdict.value,
+                "detail": check.detail,
+                "fix": check.fix,
+            }
+            for check in checks
+        ],
     )
     if failed:
+        output.emit(answer, f"{failed} of {len(checks)} checks failed: this cannot be a node yet")
         raise typer.Exit(Exit.FAILED.value)
+    output.emit(answer, "this machine can run a node")
+
+
+def _show(check: Check) -> None:
+    word = output.colour(check.verdict.value.ljust(4), COLOURS[check.verdict.value])
+    print(f"{word}  {check.name.ljust(WIDTH)}  {output.one_line(check.detail)}")
+    if check.fix:
+        print(f"{' ' * (WIDTH + 8)}fix: {output.one_line(check.fix)}")
+    sys.stdout.flush()

@@ -40,6 +40,7 @@ def status(
         ("ready", "yes" if unready is None else f"no: {unready.message}"),
         ("vtep", f"{answer['vtep']} port {answer['udp_port']} over {','.join(answer['uplinks'])}"),
         ("mtu", f"{answer['mtu']} in the sandboxes"),
+        ("merging", _merging(answer["merging"])),
         (
             "slots",
             ", ".join(f"{slots[state]} {state}" for state in STATES if slots.get(state))
@@ -52,6 +53,13 @@ def status(
     output.emit(answer, *output.fields(facts))
     if unready is not None:
         raise unready
+
+
+def _merging(found: dict[str, Any]) -> str:
+    """Where segments are merged before the program sees them, and why not elsewhere."""
+    where = ",".join(found["uplinks"])
+    parts = [f"on {where}, by an idle {found['device']} device" if where else "no"]
+    return "; ".join([*parts, *found["reasons"]])
 
 
 @app.command(cls=Command)

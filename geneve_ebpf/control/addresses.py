@@ -232,6 +232,8 @@ class Addresses(Generic[A]):
         """See `AddressBook.take`."""
         self._forget_rest(number)
         self.in_use[number] = sandbox
+        if number == self._cursor:
+            self._cursor += 1  # or the next attach would have to find it taken
 
     def give_back(self, number: int) -> float:
         """See `AddressBook.give_back`."""
@@ -398,6 +400,8 @@ class Addresses(Generic[A]):
         return rest is None or rest[0] == sandbox or rest[1] <= self._now()
 
     def _forget_rest(self, number: int) -> None:
+        if not self._resting:
+            return
         rest = self._resting.pop(number, None)
         if rest is not None and self._resting_of.get(rest[0]) == number:
             del self._resting_of[rest[0]]

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 
+from geneve_ebpf.dataplane import merging
 from geneve_ebpf.dataplane.config import Config, read_config, write_config
 from geneve_ebpf.dataplane.node import Facts, write_facts
 from geneve_ebpf.dataplane.plane import DataPlane
@@ -146,6 +147,7 @@ def _down(settings: NodeSettings) -> None:
             for index in indexes - {int(path.name.removeprefix("slot-")) for path in names}:
                 slots.cut_off(ip, index)
             slots.wait_gone(ip, sorted(indexes))
+            merging.remove(ip)
             hooks.drop_blocks(ip)
     for path in names:
         namespaces.remove(path)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from geneve_ebpf.abi import OVERHEAD, NodeState
+from geneve_ebpf.dataplane.merging import Merged, Merging
 from geneve_ebpf.dataplane.node import facts, write_facts
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host import links
@@ -42,6 +43,7 @@ class Seen:
 
     mtu: int  # of the slots from now on, bytes
     problems: tuple[str, ...]  # one sentence for each uplink that takes no part
+    merged: Merged
 
 
 class Uplinks:
@@ -54,13 +56,20 @@ class Uplinks:
         self._door = door
         self._pins = Pins(settings.run_directory)
         self._facts = facts(settings.run_directory)
+        self._merging = Merging(settings, ip, door, self._pins, self._facts.block)
         self._hung: dict[str, int] = {}  # name -> index of the interface that has our hook
 
+    @property
+    def watched(self) -> set[str]:
+        """Names of the interfaces after whose change it is time to `look`."""
+        return self._merging.watched | set(self._settings.uplinks)
+
     def look(self) -> Seen:
-        """Hang the hook on what came (back), and find and record the slots' MTU.
+        """Hang the hook on what came (back), find and record the slots' MTU, see to merging.
 
         Without an uplink the MTU stays as it was.
         """
+        vrf = ""
         present, problems = [], []
         for name in self._settings.uplinks:
             try:
@@ -74,7 +83,8 @@ class Uplinks:
                 problems.append(f"uplink {name} takes no program: {error}")
         if present:
             try:
-                hooks.follow_vrf(self._ip, hooks.vrf_of(present))
+                vrf = hooks.vrf_of(present)
+                hooks.follow_vrf(self._ip, vrf)
             except GeneveError as error:  # on their way from one to another, at best
                 problems.append(error.message)
             except (OSError, NetlinkError) as error:
@@ -84,7 +94,10 @@ class Uplinks:
             self._facts = replace(self._facts, mtu=mtu)
             write_mtu(self._pins, mtu)
             write_facts(self._settings.run_directory, self._facts)
-        return Seen(mtu, tuple(problems))
+        merged = self._merging.look(present, vrf)
+        if self._settings.merge == "on":
+            problems += [f"nothing is merged: {reason}" for reason in merged.reasons]
+        return Seen(mtu, tuple(problems), merged)
 
     def _look_at(self, name: str) -> links.Link:
         found = hooks.find_uplink(self._ip, name)

@@ -27,7 +27,8 @@ from geneve_ebpf.host.netlink import RouteSocket
 _SIOCETHTOOL = 0x8946
 _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFINDEX = 0x8913, 0x8921, 0x8933
 _ETHTOOL_GLINK = 0x0A
-_ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO, _ETHTOOL_SFEATURES = 0x1B, 0x37, 0x3B
+_ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO = 0x1B, 0x37
+_ETHTOOL_GFEATURES, _ETHTOOL_SFEATURES = 0x3A, 0x3B
 _FEATURE_NAMES, _NAME_SIZE = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 
@@ -53,6 +54,8 @@ class Link:
     kind: str  # "vlan", "bond", …; "" for a NIC
     master: str  # the interface it is a port of; "" if of none
     master_kind: str  # what that is: "vrf", "bond", "bridge", …
+    parent: str  # the interface of this namespace that it is on (a VLAN's); "" if on none
+    up: bool
 
 
 def describe(ip: IPRoute, name: str) -> Link | None:
@@ -73,7 +76,30 @@ def describe(ip: IPRoute, name: str) -> Link | None:
         str((info and info.get_attr("IFLA_INFO_KIND")) or ""),
         socket.if_indextoname(master) if master else "",
         str((info and info.get_attr("IFLA_INFO_SLAVE_KIND")) or "") if master else "",
+        _parent(found),
+        bool(found["flags"] & _IFF_UP),
     )
+
+
+def _parent(found: Any) -> str:
+    index = found.get_attr("IFLA_LINK") or 0
+    if not index or found.get_attr("IFLA_LINK_NETNSID") is not None:
+        return ""
+    return socket.if_indextoname(index)
+
+
+def below(ip: IPRoute, link: Link) -> list[str]:
+    """Interfaces that packets come by before they come by this one: a bond's or bridge's
+    ports, a VLAN's interface; the names of the lowest. Its own name if there are none.
+    """
+    if link.kind in ("bond", "bridge", "team"):
+        under = [one.get_attr("IFLA_IFNAME") for one in ip.link("dump", master=link.index)]
+    elif link.kind in ("vlan", "macvlan", "ipvlan") and link.parent:
+        under = [link.parent]
+    else:
+        return [link.name]
+    found = [describe(ip, name) for name in under]
+    return sorted({name for one in found if one for name in below(ip, one)}) or [link.name]
 
 
 def mtu_by_name(name: str) -> int:
@@ -170,6 +196,17 @@ def set_features(door: RouteSocket, name: str, features: Features) -> None:
     What this kernel has no such offload for is left out. Raises OSError.
     """
     _ioctl(door, name, _feature_masks(features))
+
+
+def features_on(door: RouteSocket, name: str) -> set[str]:
+    """The offloads of an interface that are on. Raises OSError."""
+    names = _feature_names(door, name)
+    words = -(-len(names) // 32)
+    asked = struct.pack("<II", _ETHTOOL_GFEATURES, words)
+    # By words: available, requested, active, never changed.
+    answer = _ioctl(door, name, asked + bytes(16 * words))
+    on = [struct.unpack_from("<I", answer, 8 + 16 * word + 8)[0] for word in range(words)]
+    return {one for at, one in enumerate(names) if on[at // 32] >> at % 32 & 1}
 
 
 @cache

@@ -24,6 +24,9 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 26, 28, 31, 32
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
+# By kind: port, "what a packet says counts" (external), both of the driver's IFLA_*.
+_TUNNEL_PORT, _TUNNEL_EXTERNAL = {"vxlan": 15, "geneve": 5}, {"vxlan": 25, "geneve": 6}
+_VXLAN_LINK, _VXLAN_LEARNING = 3, 7
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_F_NODAD = 1, 2, 0x02
 _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
@@ -84,6 +87,23 @@ def veth(
         + _attribute(_IFLA_LINKINFO, kind + data)
     )
     return Request(_NEWLINK, _CREATE, silent + attributes)
+
+
+def tunnel(name: str, kind: str, port: int, link: int = 0) -> Request:
+    """A tunnel device ("vxlan" or "geneve"), down, that has no peer and no VNI of its own.
+
+    Up, it owns the UDP port, in either family. link, of VXLAN alone: in the VRF of that interface.
+    """
+    data = _attribute(_TUNNEL_PORT[kind], port.to_bytes(2, "big"))
+    if kind == "vxlan":
+        data += _attribute(_TUNNEL_EXTERNAL[kind], b"\1") + _attribute(_VXLAN_LEARNING, b"\0")
+        data += _attribute(_VXLAN_LINK, struct.pack("=I", link)) if link else b""
+    else:
+        data += _attribute(_TUNNEL_EXTERNAL[kind], b"")
+    nothing = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0)
+    info = _attribute(_IFLA_INFO_KIND, kind.encode()) + _attribute(_IFLA_INFO_DATA, data)
+    attributes = _attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    return Request(_NEWLINK, _CREATE, nothing + attributes + _attribute(_IFLA_LINKINFO, info))
 
 
 def link_arp(index: int, on: bool) -> Request:

@@ -25,7 +25,7 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _FLAGS, _FLAGS_AT = struct.Struct("=H"), 6
 _SEQUENCE, _SEQUENCE_AT = struct.Struct("=I"), 8
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ECHO, _NLM_F_DUMP = 0x1, 0x4, 0x8, 0x300
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -150,6 +150,11 @@ class RouteSocket:
     def dump(self, message: Any, kind: int) -> list[Any]:
         """Send one dump request; the answers, decoded as `message`'s class. Raises OSError."""
         self._send(message, kind, _NLM_F_DUMP)
+        return self._receive(type(message))
+
+    def get(self, message: Any, kind: int) -> list[Any]:
+        """Ask about one thing; the answer, decoded as `message`'s class. Raises OSError."""
+        self._send(message, kind, _NLM_F_ACK | _NLM_F_ECHO)  # tc answers to an echo alone
         return self._receive(type(message))
 
     def _send(self, message: Any, kind: int, flags: int) -> None:

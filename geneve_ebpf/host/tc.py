@@ -103,13 +103,14 @@ def remove_clsact(door: RouteSocket, ifindex: int) -> None:
 
 def shared_blocks(door: RouteSocket, ifindex: int) -> tuple[int, int]:
     """The shared blocks that an interface's ingress and egress are in; 0 if in none."""
-    for qdisc in door.dump(_message(index=ifindex), RTM_GETQDISC):
-        if qdisc["index"] == ifindex and qdisc.get_attr("TCA_KIND") == "clsact":
-            return (
-                qdisc.get_attr("TCA_INGRESS_BLOCK") or 0,
-                qdisc.get_attr("TCA_EGRESS_BLOCK") or 0,
-            )
-    return 0, 0
+    asked = _message(index=ifindex, parent=_CLSACT_PARENT, handle=_CLSACT_HANDLE)
+    try:
+        (qdisc,) = door.get(asked, RTM_GETQDISC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):  # no such qdisc; none at all
+            return 0, 0
+        raise
+    return qdisc.get_attr("TCA_INGRESS_BLOCK") or 0, qdisc.get_attr("TCA_EGRESS_BLOCK") or 0
 
 
 def blocks_in_use(door: RouteSocket) -> set[int]:

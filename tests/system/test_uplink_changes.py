@@ -14,7 +14,8 @@ from typing import Any, Literal
 import pytest
 
 from geneve_ebpf import dataplane
-from geneve_ebpf.dataplane import Seen, Uplinks
+from geneve_ebpf.dataplane import Uplinks
+from geneve_ebpf.dataplane.merging import DEVICE
 from geneve_ebpf.dataplane.node import write_facts
 from geneve_ebpf.host import namespaces, tc
 from geneve_ebpf.host.links import index_of
@@ -30,6 +31,7 @@ from tests.nodes import (
     eventually,
     ping,
     send_tcp,
+    set_features,
     six,
     two_nodes,
 )
@@ -103,6 +105,25 @@ def set_mtu(lab: Lab, mtu: int) -> None:
     """Of the wire, both ends."""
     for node in lab.nodes:
         run("ip", "-n", node.namespace, "link", "set", "uplink0", "mtu", mtu)
+
+
+def test_merging_follows_the_uplinks_gro(lab: Lab) -> None:
+    """Where segments are merged before the program sees them, as `node status` says it."""
+    node = lab.nodes[0]
+
+    def merging() -> dict[str, Any]:
+        found: dict[str, Any] = ask(node, "GET", "/v1/node")["merging"]
+        return found
+
+    assert merging()["reasons"] == ["GRO is off on uplink0: ethtool -K uplink0 gro on"]
+    set_features(node.netns, "uplink0", "gro", "on")
+    assert eventually(lambda: merging()["uplinks"] == ["uplink0"])
+    assert merging()["device"] in ("geneve", "vxlan")
+    run("ip", "-n", node.namespace, "link", "del", DEVICE)
+    assert eventually(lambda: DEVICE in run("ip", "-n", node.namespace, "link"))
+    set_features(node.netns, "uplink0", "gro", "off")
+    assert eventually(lambda: merging()["uplinks"] == [])
+    assert DEVICE not in run("ip", "-n", node.namespace, "link")
 
 
 def test_every_slot_follows_the_uplinks_mtu_and_traffic_goes_on(
@@ -211,7 +232,8 @@ def test_the_hook_comes_back_without_tcx_too() -> None:
             hooks.drop_uplink(ip, door, a.pins, "uplink0")
             write_facts(a.settings.run_directory, replace(a.facts, uplink_hook="clsact"))
             uplinks = Uplinks(a.settings, ip, door)
-            assert uplinks.look() == Seen(a.facts.mtu, ())
+            seen = uplinks.look()
+            assert (seen.mtu, seen.problems) == (a.facts.mtu, ())
             assert len(tc.ingress_programs(door, index_of(ip, "uplink0"))) == 1
             assert one.ping(two.address) == 3
 
@@ -222,7 +244,8 @@ def test_the_hook_comes_back_without_tcx_too() -> None:
             bed.address(a.netns, "192.0.2.1/24", "uplink0")
             bed.address(b.netns, "192.0.2.2/24", "uplink0")
             b.bring_up()
-            assert uplinks.look() == Seen(1350, ())
+            seen = uplinks.look()
+            assert (seen.mtu, seen.problems) == (1350, ())
             assert len(tc.ingress_programs(door, index_of(ip, "uplink0"))) == 1
 
         assert a.plane.mtu == dataplane.facts(a.settings.run_directory).mtu == 1350

@@ -51,6 +51,7 @@ def test_every_key_is_read(file):
             low_watermark = 3
             refill_rate = 50
             address_rest = 1.5
+            merge = "off"
             run_root = "/run/x"
             state_root = "/var/lib/x"
             [guest]
@@ -74,6 +75,7 @@ def test_every_key_is_read(file):
     node = config.node
     assert (node.name, node.uplinks, node.udp_port) == ("n1", ("eth1", "eth2"), 7000)
     assert (node.netns, node.slots, node.address_rest) == (Path("/run/netns/n1"), 5, 1.5)
+    assert node.merge == "off"
     assert (node.run_directory, node.state_directory) == (Path("/run/x/n1"), Path("/var/lib/x/n1"))
     assert node.guest.address == IPv4Address("169.254.9.2")
     assert node.guest.network == IPv4Network("169.254.9.0/29")
@@ -119,6 +121,7 @@ def test_slots_of_the_command_line_win(file):
         (SMALLEST + "udp_port = 65536", "node.udp_port"),
         (SMALLEST + 'netns = "relative"', "node.netns"),
         (SMALLEST + 'address_rest = "60"', "node.address_rest"),
+        (SMALLEST + "merge = true", "node.merge"),
         (SMALLEST + "slot = 3", "node.slot"),
         (SMALLEST + '[guests]\naddress = "169.254.9.2"', "guests"),
         ("node = 3", "node"),

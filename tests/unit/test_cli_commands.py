@@ -66,6 +66,12 @@ NODE = {
     "uplinks": ["eth1"],
     "udp_port": 6081,
     "mtu": 1450,
+    "merging": {
+        "mode": "auto",
+        "device": "vxlan",
+        "uplinks": ["eth1"],
+        "reasons": ["GRO is off on eth2"],
+    },
     "slots": {
         "ready": 15, "reserved": 0, "attached": 1, "retiring": 0, "making": 0, "target": 16,
     },
@@ -390,6 +396,7 @@ def test_a_ready_node_is_shown_with_exit_0(ask):
     assert [path for _, path, _ in requests] == ["/readyz", "/v1/node"]
     assert "15 ready, 1 attached (keeps 16 ready)" in out
     assert "192.0.2.1 port 6081 over eth1" in out
+    assert "on eth1, by an idle vxlan device; GRO is off on eth2" in out
 
 
 def test_a_degraded_node_is_shown_and_exits_8(ask):

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.wheel import build
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -19,18 +18,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """The wheel of this checkout, built from a copy: building leaves files behind."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in ("geneve_ebpf", "bpf", "LICENSES"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    build = "from setuptools.build_meta import build_wheel; build_wheel('out')"
-    subprocess.run(
-        [sys.executable, "-c", build], cwd=copy, check=True, capture_output=True, text=True
-    )
-    (path,) = (copy / "out").glob("*.whl")
-    return zipfile.ZipFile(path)
+    """The wheel of this checkout."""
+    return zipfile.ZipFile(build(tmp_path_factory.mktemp("wheel")))
 
 
 def test_every_package_is_listed():
@@ -99,7 +88,7 @@ def test_the_locks_hold_what_the_project_asks_for():
 def test_every_dependency_has_its_reason():
     """docs/dependencies.md has a row for each Debian package and each library."""
     bootstrap = (ROOT / "script" / "bootstrap").read_text()
-    lists = re.findall(r"^(?:run|test)_packages=\((.*)\)$", bootstrap, re.MULTILINE)
+    lists = re.findall(r"^(?:run|test)_packages=\(([^)]*)\)$", bootstrap, re.MULTILINE)
     debian = {package for packages in lists for package in packages.split()}
     extras = PROJECT["project"]["optional-dependencies"].values()
     wishes = [*PROJECT["project"]["dependencies"], *(wish for extra in extras for wish in extra)]

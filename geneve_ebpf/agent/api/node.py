@@ -45,6 +45,7 @@ class NodePaths:
                 "uplinks": list(settings.uplinks),
                 "udp_port": settings.udp_port,
                 "mtu": self._shared.mtu,
+                "merging": {"mode": settings.merge} | node.pool.merging,
                 "sandboxes": node.count(),
                 "slots": node.pool.counts
                 | {"target": node.pool.target, "min_ready": node.pool.min_ready},

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from geneve_ebpf.agent import requests
-from geneve_ebpf.agent.answers import counters_json, sandbox_text, schema
+from geneve_ebpf.agent.answers import counters_json, ipv4_text, sandbox_text, schema
 from geneve_ebpf.agent.api.call import (
     Call,
     Shared,
@@ -193,4 +193,7 @@ class Sandboxes:
 
 def _spoken(endpoint: Endpoint) -> str:
     """Its addresses, as they stand in the log."""
-    return ",".join(map(str, endpoint.addresses))
+    if endpoint.address is None:
+        return str(endpoint.address6)
+    spoken = ipv4_text(endpoint.address)
+    return spoken if endpoint.address6 is None else f"{spoken},{endpoint.address6}"

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments that the kernel merges on the uplink, fed by an idle tunnel device that is closed.
+
+The underlay has no superpackets, as most NICs have none, and GRO on: what a sandbox gets whole
+has been merged on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from geneve_ebpf.dataplane.merging import DEVICE, Merged
+from geneve_ebpf.dataplane.uplinks import Uplinks
+from geneve_ebpf.host import links, namespaces
+from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from tests.nodes import (
+    BLUE,
+    RED,
+    Bed,
+    Node,
+    Sandbox,
+    Stream,
+    inside,
+    run,
+    send_tcp,
+    set_features,
+    six,
+    two_nodes,
+)
+from tests.packets import TCP, UDP, Ether, Packet, Raw, in_vpc, ip_header, on_wire
+from tests.system.test_offloads import COMPLAINT, SegmentSizes, kernel_log
+from tests.wire import parse_ethernet, parse_ip
+
+DATA = os.urandom(1 << 16) * 32  # 2 MiB
+DIGEST = hashlib.sha256(DATA).hexdigest()
+SUPERPACKETS = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
+
+
+def look(node: Node, merge: str = "auto") -> Merged:
+    """What the slot process does when an uplink changed."""
+    settings = replace(node.settings, merge=merge)
+    with namespaces.entering(node.netns), IPRoute() as ip, RouteSocket() as door:
+        return Uplinks(settings, ip, door).look().merged
+
+
+def device(node: Node) -> int:
+    """Its index; 0 if there is none."""
+    with namespaces.entering(node.netns), IPRoute() as ip:
+        return links.index_of(ip, DEVICE)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(4, marks=pytest.mark.kernel), 6])
+def bed(request: pytest.FixtureRequest) -> Iterator[Bed]:
+    with Bed(f"mrg{request.param}") as made:
+        for node in two_nodes(made, outside=request.param):
+            set_features(node.netns, "uplink0", "gro", "on", "tso", "off")
+            for name in SUPERPACKETS:
+                set_features(node.netns, "uplink0", name, "off")
+            assert look(node).uplinks == ("uplink0",)
+        yield made
+
+
+@pytest.fixture
+def ends(bed: Bed) -> Iterator[tuple[Sandbox, Sandbox]]:
+    """A sandbox on either node; the kernel's log has nothing to say of what they do."""
+    a, b = bed.nodes
+    said = kernel_log()
+    yield a.sandbox(BLUE, "10.0.1.5"), b.sandbox(BLUE, "10.0.2.5")
+    bed.clear()
+    assert [line for line in kernel_log() - said if COMPLAINT.search(line)] == []
+
+
+def test_segments_on_the_wire_arrive_merged_and_in_order(
+    bed: Bed, ends: tuple[Sandbox, Sandbox]
+) -> None:
+    """Not a byte wrong, few frames in the sandbox for many on the wire, none before its turn;
+    datagrams beside them are not merged, nor lost."""
+    one, two = ends
+    wire, inside_two, sizes = bed.nodes[0].capture(), two.capture(), SegmentSizes(two)
+
+    with Stream(one.netns, two.netns, two.address) as stream:
+        assert send_tcp(one, two, DATA) == DIGEST
+        lost = stream.lost()
+
+    assert lost == set()
+    sent = [frame for frame in wire.frames() if frame.outgoing and len(frame.data) > 1000]
+    packets = [
+        parse_ip(parse_ethernet(f.data).payload) for f in inside_two.frames() if not f.outgoing
+    ]
+    starts = [int.from_bytes(one.payload[4:8], "big") for one in packets if one.protocol == 6]
+    assert max(len(frame.data) for frame in sent) <= 1514
+    assert len(starts) < len(sent) / 3
+    order = [(start - starts[0]) & 0xFFFFFFFF for start in starts]
+    assert order == sorted(order)
+    assert sizes.seen() == {len(sent[10].data) - (116 if ":" in bed.nodes[0].vtep else 96) - 20}
+    assert bed.nodes[0].drops() == bed.nodes[1].drops() == {}
+
+
+def test_both_families_and_both_ways_at_once(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> None:
+    """IPv6 inside is merged as IPv4 is."""
+    a, b = bed.nodes
+    one, two = a.sandbox(BLUE, six("10.0.1.6")), b.sandbox(BLUE, six("10.0.2.6"))
+    inside_one = one.capture()
+
+    assert send_tcp(two, one, DATA) == DIGEST
+
+    came = [frame for frame in inside_one.frames() if not frame.outgoing]
+    assert len(came) < len(DATA) / 1400 / 3
+
+
+class Wire:
+    """Puts frames on the wire to the second node, which holds them until it has seen them all."""
+
+    def __init__(self, bed: Bed) -> None:
+        self.a, self.b = bed.nodes
+        self._macs = [self._mac(node) for node in bed.nodes]
+        self._socket = self.a.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self._socket.bind(("uplink0", 0))
+
+    def _mac(self, node: Node) -> str:
+        return node.run("ip", "-o", "link", "show", "uplink0").split("link/ether ")[1].split()[0]
+
+    def frame(self, inner: Packet, **fields: object) -> bytes:
+        """The inner frame in Geneve from the first node, or what `fields` say."""
+        ends = {"src": self.a.vtep, "dst": self.b.vtep}
+        macs = {"eth_src": self._macs[0], "eth_dst": self._macs[1]}
+        return bytes(on_wire(inner, **{**ends, **macs, **fields}))  # type: ignore[arg-type]
+
+    def segments(self, count: int, ports: tuple[int, int] = (1000, 2000)) -> list[Packet]:
+        """What follows one another in one TCP flow from 10.0.1.5 to 10.0.2.5."""
+        return [
+            in_vpc(
+                TCP(sport=ports[0], dport=ports[1], flags="A", seq=1 + 1000 * n)
+                / Raw(bytes([n]) * 1000),
+                "10.0.1.5",
+                "10.0.2.5",
+                tos=2,  # ECT(0)
+                flags="DF",
+                id=n,
+            )
+            for n in range(count)
+        ]
+
+    def carry(self, frames: list[bytes]) -> None:
+        """All of them in one of the kernel's polls."""
+        self._hold(200_000_000)
+        try:
+            for frame in frames:
+                self._socket.send(frame)
+        finally:
+            self._hold(0)
+
+    def _hold(self, nanoseconds: int) -> None:
+        settings = {"gro_flush_timeout": nanoseconds, "napi_defer_hard_irqs": min(nanoseconds, 1)}
+        script = "; ".join(
+            ["mount -t sysfs none /sys"]
+            + [f"echo {value} > /sys/class/net/uplink0/{name}" for name, value in settings.items()]
+        )
+        run(*inside(self.b.netns, "unshare", "--mount", "sh", "-ec", script))
+
+
+def test_vpcs_are_never_mixed(bed: Bed) -> None:
+    """One flow in two VPCs with the same addresses, ports and sequence numbers, by turns, in outer
+    headers that are the same: each tenant gets its own bytes, merged."""
+    wire = Wire(bed)
+    sandboxes = {vni: bed.nodes[1].sandbox(vni, "10.0.2.5") for vni in (BLUE, RED)}
+    heard = {vni: sandbox.capture() for vni, sandbox in sandboxes.items()}
+    frames = []
+    for number, segment in enumerate(wire.segments(8)):
+        for vni in (BLUE, RED):
+            mine = segment.copy()
+            mine[Raw].load = bytes([vni, number]) * 500
+            frames.append(wire.frame(mine, vni=vni))
+    try:
+        wire.carry(frames)
+
+        for vni, capture in heard.items():
+            came = [one for one in capture.wait() if not one.outgoing]
+            payloads = [parse_ip(parse_ethernet(one.data).payload).payload[20:] for one in came]
+            assert b"".join(payloads) == b"".join(bytes([vni, n]) * 500 for n in range(8))
+            assert len(came) < 8
+    finally:
+        bed.clear()
+
+
+def test_congestion_marks_are_kept(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> None:
+    """A segment that the underlay marked is not merged with those that it did not mark."""
+    wire, inside_two = Wire(bed), ends[1].capture()
+    of_ipv6 = ":" in bed.nodes[0].vtep
+    frames = []
+    for number, segment in enumerate(wire.segments(6)):
+        mark = 3 if number == 2 else 2
+        frames.append(wire.frame(segment, vni=BLUE, ip={"tc" if of_ipv6 else "tos": mark}))
+
+    wire.carry(frames)
+
+    marks = []
+    for one in inside_two.wait():
+        if not one.outgoing:
+            raw = parse_ethernet(one.data).payload
+            marks += [raw[1] & 3] * (len(parse_ip(raw).payload[20:]) // 1000)
+    assert marks == [2, 2, 3, 2, 2, 2]
+
+
+def test_a_wrong_checksum_stays_wrong(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> None:
+    """Merging makes checksums anew, but not that of a segment whose own did not hold."""
+    wire, inside_two = Wire(bed), ends[1].capture()
+    segments = wire.segments(5)
+    segments[2][TCP].chksum = 0x1234
+
+    wire.carry([wire.frame(segment, vni=BLUE) for segment in segments])
+
+    came = [one for one in inside_two.wait() if not one.outgoing]
+    found = {}
+    for one in came:
+        packet = parse_ip(parse_ethernet(one.data).payload)
+        found[packet.payload[20]] = (
+            len(packet.payload[20:]) // 1000,
+            one.checksum_pending or packet.payload_right,
+        )
+    assert found[2] == (1, False)
+    assert sum(count for count, right in found.values() if right) == 4
+
+
+def test_nothing_enters_or_leaves_the_host_by_the_device(bed: Bed) -> None:
+    """What a stranger sends to the port, for the device to unpack, is dropped behind it; so is what
+    a program of the host sends through it."""
+    wire, b = Wire(bed), bed.nodes[1]
+    own = device(b)
+    with namespaces.entering(b.netns), IPRoute() as ip:
+        mac = next(iter(ip.link("get", index=own))).get_attr("IFLA_ADDRESS")
+    of_ipv6 = ":" in b.vtep
+    bait = b.socket(socket.AF_INET6 if of_ipv6 else socket.AF_INET, socket.SOCK_DGRAM)
+    bait.bind(("", 999))
+    bait.settimeout(0.3)
+    stranger = "2001:db8::77" if of_ipv6 else "192.0.2.77"
+    header = ip_header("203.0.113.9" if not of_ipv6 else "2001:db8:9::9", b.vtep)
+    inner = Ether(src="02:00:00:00:00:01", dst=mac) / header / UDP(sport=1, dport=999) / Raw(b"in")
+    fields: dict[str, object] = {"vni": 7, "src": stranger, "udp": {"chksum": None}}
+    if look(b).device == "vxlan":  # as VXLAN has it: the flag for "the VNI is valid", and no more
+        fields |= {"optionlen": 8, "proto": 0}
+    before = b.drops()
+
+    wire.carry([wire.frame(inner, **fields)])
+    door = b.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    door.bind((DEVICE, 0))
+    with pytest.raises(OSError, match="No buffer space"):  # that is how a drop shows here
+        door.send(bytes(inner))
+
+    expected = {"tx no_slot": 1, "rx host_frame": 1}
+    assert b.gained(before, expected) == expected
+    with pytest.raises(TimeoutError):
+        bait.recv(100)
+
+
+def test_it_follows_what_happens_to_uplink_and_device(bed: Bed) -> None:
+    """GRO off and on, its worse form, the device deleted, taken down or taken out of our blocks,
+    the port taken by somebody, the setting: each time the node says what is and why."""
+    node = bed.nodes[0]
+    merged = look(node)
+    assert (merged.uplinks, merged.reasons) == (("uplink0",), ())
+    assert merged.device in ("geneve", "vxlan")
+
+    set_features(node.netns, "uplink0", "gro", "off")
+    assert look(node) == Merged(reasons=("GRO is off on uplink0: ethtool -K uplink0 gro on",))
+    assert not device(node)
+    set_features(node.netns, "uplink0", "gro", "on", "rx-gro-list", "on")
+    assert "rx-gro-list off" in look(node).reasons[0]
+    assert not device(node)
+    set_features(node.netns, "uplink0", "rx-gro-list", "off")
+    assert look(node) == merged
+
+    for harm in (
+        ("ip", "link", "del", DEVICE),
+        ("ip", "link", "set", DEVICE, "down"),
+        ("tc", "qdisc", "del", "dev", DEVICE, "clsact"),
+    ):
+        node.run(*harm)
+        assert look(node) == merged
+        assert "state DOWN" not in node.run("ip", "link", "show", DEVICE)
+        assert "ingress_block" in node.run("tc", "qdisc", "show", "dev", DEVICE, "clsact")
+    before = device(node)
+    assert look(node) == merged
+    assert device(node) == before  # not made anew when nothing is wrong
+
+    assert look(node, "off") == Merged(reasons=('switched off: merge = "off"',))
+    assert not device(node)
+    rival = node.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    rival.bind(("", 6081))
+    assert "is taken" in look(node).reasons[0]
+    assert not device(node)
+    rival.close()
+    assert look(node) == merged
