@@ -8,11 +8,14 @@ and our errors only, keeps one connection, and speaks HTTP by hand, because
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import socket
 import struct
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 from geneve_ebpf.errors import Code, GeneveError
 
@@ -21,6 +24,7 @@ HOST_VARIABLE = "GENEVE_EBPF_HOST"
 
 _CHUNK = 1 << 16
 _HEAD_MAX = 1 << 14  # bytes of an answer's head; the agent's own is about 100
+_TRACEPARENT = re.compile(r"[0-9a-f-]{55}")
 _CODES = {code.slug: code for code in Code}
 
 
@@ -34,6 +38,9 @@ class AgentClient:
     def __init__(self, path: str | os.PathLike[str] = DEFAULT_SOCKET, timeout: float = 30) -> None:
         self.path = os.fspath(path)
         self.timeout = timeout
+        # Header lines of every request: who calls us may be traced (W3C Trace Context).
+        parent = os.environ.get("TRACEPARENT", "")
+        self._lines = f"traceparent: {parent}\r\n" if _TRACEPARENT.fullmatch(parent) else ""
         self._socket: socket.socket | None = None
 
     @classmethod
@@ -67,7 +74,11 @@ class AgentClient:
             self._socket = None
 
     def request(
-        self, method: str, path: str, body: dict[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> tuple[int, dict[str, Any]]:
         """Ask once; the answer's status (below 400) and its body ({} when it has none).
 
@@ -79,39 +90,64 @@ class AgentClient:
         content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         message = (
             f"{method} {path} HTTP/1.1\r\nHost: agent\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+            f"{self._lines}{_header_lines(headers) if headers else ''}\r\n"
         ).encode() + content
         connection = self._connected()
         try:
             # MSG_NOSIGNAL: an agent that went away is an error to report, not a SIGPIPE.
             connection.sendall(message, socket.MSG_NOSIGNAL)
             status, answer, reusable = _read_answer(connection)
-        except BlockingIOError:  # how a socket timeout of the kernel's shows
+        except (OSError, ValueError) as error:
             self.close()
-            raise GeneveError(
-                Code.AGENT_UNREACHABLE,
-                f"the agent at {self.path} did not answer within {self.timeout:g} s",
-                hint="look at its log; whether the request was carried out is not known",
-            ) from None
-        except OSError as error:
-            self.close()
-            raise GeneveError(
-                Code.AGENT_UNREACHABLE,
-                f"the agent at {self.path} closed the connection: {error.strerror or error}",
-                hint="look at its log; whether the request was carried out is not known",
-            ) from None
-        except ValueError as error:
-            self.close()
-            raise GeneveError(
-                Code.AGENT_UNREACHABLE,
-                f"what answers at {self.path} is not an agent: {error}",
-                hint=f"is {HOST_VARIABLE} right?",
-            ) from None
+            raise self._failure(error) from None
         if not reusable:
             self.close()
         if status >= 400:
             raise error_from_json(answer, status)
         return status, answer
+
+    def lines(self, path: str) -> Iterator[dict[str, Any]]:
+        """GET an answer that is lines of JSON, and may have no end: each as it comes.
+
+        Uses a connection of its own. Raises as `request` does.
+        """
+        with contextlib.closing(self._connect()) as connection:
+            try:
+                connection.sendall(
+                    f"GET {path} HTTP/1.1\r\nHost: agent\r\n{self._lines}\r\n".encode(),
+                    socket.MSG_NOSIGNAL,
+                )
+                with connection.makefile("rb") as stream:
+                    status, length = stream.readline(_HEAD_MAX), 0
+                    while field := stream.readline(_HEAD_MAX).strip().lower():
+                        if field.startswith(b"content-length:"):
+                            length = int(field[15:])
+                    if length:  # an error: whole, as any other answer
+                        raise error_from_json(
+                            json.loads(stream.read(length)), int(status.split()[1])
+                        )
+                    yield from _chunked_lines(stream)
+            except (OSError, ValueError) as error:
+                raise self._failure(error) from None
+
+    def _failure(self, error: OSError | ValueError) -> GeneveError:
+        """What went wrong with a connection, as AGENT_UNREACHABLE."""
+        if isinstance(error, BlockingIOError):  # how a socket timeout of the kernel's shows
+            message = f"the agent at {self.path} did not answer within {self.timeout:g} s"
+        elif isinstance(error, OSError):
+            message = f"the agent at {self.path} closed the connection: {error.strerror or error}"
+        else:
+            return GeneveError(
+                Code.AGENT_UNREACHABLE,
+                f"what answers at {self.path} is not an agent: {error}",
+                hint=f"is {HOST_VARIABLE} right?",
+            )
+        return GeneveError(
+            Code.AGENT_UNREACHABLE,
+            message,
+            hint="look at its log; whether the request was carried out is not known",
+        )
 
     def _connected(self) -> socket.socket:
         """The kept connection if the agent still holds its end, else a new one.
@@ -156,6 +192,25 @@ class AgentClient:
                 f"or name its socket in {HOST_VARIABLE}",
             ) from None
         return connection
+
+
+def _header_lines(headers: dict[str, str]) -> str:
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+
+
+def _chunked_lines(stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    """The lines in a chunked body; the agent sends whole ones. Raises ValueError, OSError."""
+    while True:
+        head = stream.readline(_HEAD_MAX)
+        if not head:
+            raise ConnectionResetError(0, "the answer breaks off")
+        size = int(head, 16)
+        part = stream.read(size + 2)
+        if not size:
+            return
+        for line in part.splitlines():
+            if line:
+                yield json.loads(line)
 
 
 def error_from_json(answer: dict[str, Any], status: int = 500) -> GeneveError:

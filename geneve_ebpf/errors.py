@@ -70,6 +70,8 @@ class Code(Enum):
     ROUTE_NOT_FOUND = Meaning(404, Exit.NOT_FOUND, False, "the VPC has no such route")
     SANDBOX_NOT_FOUND = Meaning(404, Exit.NOT_FOUND, False, "no sandbox of this name is attached")
     SLOT_NOT_FOUND = Meaning(404, Exit.NOT_FOUND, False, "no slot has this id")
+    OPERATION_NOT_FOUND = Meaning(404, Exit.NOT_FOUND, False, "no operation has this id")
+    EVENTS_GONE = Meaning(410, Exit.NOT_FOUND, False, "events after that number are not kept")
     # It is there, and differs.
     VPC_EXISTS = Meaning(409, Exit.CONFLICT, False, "the VPC exists with other settings")
     VNI_TAKEN = Meaning(409, Exit.CONFLICT, False, "another VPC has this VNI")
@@ -82,11 +84,20 @@ class Code(Enum):
     )
     ADDRESS_IN_USE = Meaning(409, Exit.CONFLICT, False, "another sandbox has the address")
     ADDRESS_RESTING = Meaning(
-        409, Exit.CONFLICT, True, "the address was another sandbox's a moment ago"
+        409, Exit.BUSY, True, "the address was another sandbox's a moment ago"
     )
     SLOT_TAKEN = Meaning(409, Exit.CONFLICT, False, "the slot is not free to be used so")
     NODE_IN_USE = Meaning(
         409, Exit.CONFLICT, False, "the node has sandboxes or slots, or another has its namespace"
+    )
+    OPERATION_STATE = Meaning(
+        409, Exit.CONFLICT, False, "the operation is not in a state in which that can be done"
+    )
+    KEY_IN_USE = Meaning(
+        409, Exit.BUSY, True, "the request that first had this Idempotency-Key is not done yet"
+    )
+    KEY_REUSED = Meaning(
+        422, Exit.CONFLICT, False, "another request had this Idempotency-Key before"
     )
     GENERATION_MISMATCH = Meaning(
         412,
@@ -97,6 +108,12 @@ class Code(Enum):
     # Not now, or not here.
     BUSY = Meaning(429, Exit.BUSY, True, "too many requests wait: retry here, later")
     NO_SLOT = Meaning(503, Exit.BUSY, True, "no slot is ready: place it elsewhere or wait")
+    NODE_CORDONED = Meaning(
+        503, Exit.BUSY, True, "the node takes no new sandboxes: place it elsewhere"
+    )
+    DEADLINE_EXCEEDED = Meaning(
+        504, Exit.BUSY, True, "the request's own deadline passed; nothing was changed"
+    )
     NO_ADDRESS = Meaning(503, Exit.BUSY, True, "the VPC has no free address on this node")
     MAP_FULL = Meaning(507, Exit.BUSY, False, "a BPF map of this node is full")
     DEGRADED = Meaning(503, Exit.DEGRADED, True, "the node runs, but not with all its parts")

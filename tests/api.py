@@ -10,10 +10,14 @@ import os
 import re
 import signal
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 OPENAPI = json.loads((Path(__file__).parents[1] / "docs" / "openapi.yaml").read_text())
+
+
+NONE: Mapping[str, str] = {}
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -30,18 +34,23 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Agent:
-    """Asks one agent; remembers nothing but the connection."""
+    """Asks one agent; remembers the connection, and the head of the last answer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection = UnixConnection(path)
 
-    def ask(self, method: str, target: str, body: Any = None) -> tuple[int, Any]:
-        """Status and decoded body (None if there is none)."""
+    def ask(
+        self, method: str, target: str, body: Any = None, headers: Mapping[str, str] = NONE
+    ) -> tuple[int, Any]:
+        """Status and decoded body (None if there is none; a list if it is lines of JSON)."""
         content = None if body is None else json.dumps(body).encode()
-        self._connection.request(method, target, content)
+        self._connection.request(method, target, content, dict(headers))
         answer = self._connection.getresponse()
+        self.head = answer.headers
         text = answer.read()
+        if answer.headers.get("Content-Type") == "application/x-ndjson":
+            return answer.status, [json.loads(line) for line in text.splitlines()]
         return answer.status, json.loads(text) if text else None
 
     def must(self, method: str, target: str, body: Any = None) -> Any:

@@ -69,7 +69,14 @@ extern "C" {
 	X(44, MOUNT_NAMESPACE, mount_namespace, 0) \
 	X(45, NODE_SETUP, node_setup, 0) \
 	X(46, STATE_STORE, state_store, 0) \
-	X(47, INTERNAL, internal, 0)
+	X(47, INTERNAL, internal, 0) \
+	X(48, OPERATION_NOT_FOUND, operation_not_found, 0) \
+	X(49, EVENTS_GONE, events_gone, 0) \
+	X(50, OPERATION_STATE, operation_state, 0) \
+	X(51, KEY_IN_USE, key_in_use, 1) \
+	X(52, KEY_REUSED, key_reused, 0) \
+	X(53, NODE_CORDONED, node_cordoned, 1) \
+	X(54, DEADLINE_EXCEEDED, deadline_exceeded, 1)
 
 enum gnv_code {
 	GNV_OK = 0,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 
 from geneve_ebpf.agent.log import Log
@@ -28,6 +29,14 @@ CHUNK = 32  # routes written to the maps between two looks at the clock
 LARGE = 1000  # changes that are committed in another thread, and followed by a checkpoint
 CHECKPOINT_EVERY = 500  # small changes between two checkpoints
 Key = tuple[int, Network]  # VNI and prefix: what the maps know a route by
+
+
+class Outcome(Enum):
+    """What a change that was wanted came to."""
+
+    ADDED = "added"
+    CHANGED = "changed"
+    SAME = "same"
 
 
 class Desired:
@@ -123,16 +132,18 @@ class Desired:
             await self._carry_out(Difference(vpcs_removed=[vpc]))
             return vpc
 
-    async def put_vtep(self, vtep: Vtep) -> bool:
-        """Add a VTEP or change its MTU. False if it was known."""
+    async def put_vtep(self, vtep: Vtep) -> Outcome:
+        """Add a VTEP or change its MTU."""
         async with self._turn():
             self.state.check_vtep(vtep)
             present = self.state.vteps.get(vtep.address)
             if present is None:
                 await self._carry_out(Difference(vteps_added=[vtep]))
-            elif present != vtep:
+                return Outcome.ADDED
+            if present != vtep:
                 await self._carry_out(Difference(vteps_changed=[vtep]))
-            return present is None
+                return Outcome.CHANGED
+            return Outcome.SAME
 
     async def delete_vtep(self, address: Address) -> Vtep:
         """Remove a VTEP that no route uses."""
@@ -141,14 +152,14 @@ class Desired:
             await self._carry_out(Difference(vteps_removed=[vtep]))
             return vtep
 
-    async def put_route(self, route: Route, *, replace: bool) -> bool:
-        """Add a route, or replace the one of its prefix if `replace`. False if none was added."""
+    async def put_route(self, route: Route, *, replace: bool) -> Outcome:
+        """Add a route, or replace the one of its prefix if `replace`."""
         async with self._turn():
             self.state.check_route(route)
             present = self.state.route(route.vpc, route.prefix)
             if present is None:
                 await self._carry_out(Difference(routes_added=[route]))
-                return True
+                return Outcome.ADDED
             if present != route:
                 if not replace:
                     raise GeneveError(
@@ -159,7 +170,8 @@ class Desired:
                         details=_route_differences(present, route),
                     )
                 await self._carry_out(Difference(routes_changed=[route]))
-            return False
+                return Outcome.CHANGED
+            return Outcome.SAME
 
     async def delete_route(self, vpc: str, prefix: Network) -> Route:
         """Remove a route."""

@@ -12,16 +12,17 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Generator
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter_ns
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import httptools
 import msgspec
 
 from geneve_ebpf.agent.log import Log
+from geneve_ebpf.agent.trace import Traces
 from geneve_ebpf.errors import Code, GeneveError
 
 HEAD_MAX = 32 << 10  # bytes of request line and header fields
@@ -46,22 +47,52 @@ class Answer(NamedTuple):
     """A status and its body, which is JSON or nothing.
 
     head: further header lines. logged: what it changed is in the log already.
+    stream: lines of JSON that come one by one, instead of a body; only what was
+    waited for may have one. final: the same request would get it again.
     """
 
     status: int
     body: bytes = b""
     head: bytes = b""
     logged: bool = False
+    stream: AsyncIterator[bytes] | None = None
+    final: bool = True
+
+
+class Patient:
+    """Something to wait for that may be cancelled when nobody waits for it any more."""
+
+    def __init__(self, work: Awaitable[Answer]) -> None:
+        self._work = work
+
+    def __await__(self) -> Generator[Any, None, Answer]:
+        return self._work.__await__()
+
+
+# Header fields that requests keep; their names are not told apart by case.
+TRACEPARENT = b"traceparent"
+IDEMPOTENCY_KEY = b"idempotency-key"
+PREFER = b"prefer"
+REQUEST_TIMEOUT = b"request-timeout"
+KEPT = frozenset((TRACEPARENT, IDEMPOTENCY_KEY, PREFER, REQUEST_TIMEOUT))
+_KEPT_LENGTHS = frozenset(map(len, KEPT))
+NO_FIELDS: dict[bytes, str] = {}
 
 
 class Request(NamedTuple):
-    """One request, whole. `received` is perf_counter_ns when its first bytes came in."""
+    """One request, whole.
+
+    received: perf_counter_ns when its first bytes came in. trace: its trace id,
+    32 hexadecimal digits. fields: header fields that mean something to the API.
+    """
 
     method: str
     target: str
     body: bytes
     peer: Peer
     received: int
+    trace: str = ""
+    fields: dict[bytes, str] = NO_FIELDS
 
 
 class Handler(Protocol):
@@ -74,7 +105,15 @@ class Handler(Protocol):
 
 def error_answer(error: GeneveError, head: bytes = b"") -> Answer:
     """A GeneveError as an answer."""
-    return Answer(error.code.value.status, msgspec.json.encode(error.as_json()), head)
+    meaning = error.code.value
+    final = not meaning.retryable and meaning.status < 500
+    return Answer(meaning.status, msgspec.json.encode(error.as_json()), head, final=final)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    nothing: tuple[bytes, ...] = ()
+    for part in nothing:
+        yield part
 
 
 def peer_of(connection: socket.socket) -> Peer:
@@ -112,6 +151,7 @@ class Server:
         self.log = log
         self.group = group
         self.connections: set[Connection] = set()
+        self.traces = Traces()
         self.stopping = False
         self._awake = False
         self._awake_until = 0
@@ -180,7 +220,10 @@ class Connection(asyncio.Protocol):
         self._expects = False
         self._waiting: deque[tuple[Request, bool]] = deque()
         self._working: asyncio.Task[None] | None = None
+        self._patient = False  # what is waited for may be cancelled
+        self._fields = NO_FIELDS
         self._paused_by_peer = False
+        self._room: asyncio.Event | None = None  # a stream waits for it while the peer is slow
         self._refusal: GeneveError | None = None
 
     @property
@@ -214,6 +257,8 @@ class Connection(asyncio.Protocol):
         self._closing = True
         self._waiting.clear()
         self._transport = None
+        if self._working is not None and self._patient:
+            self._working.cancel()
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -252,7 +297,9 @@ class Connection(asyncio.Protocol):
                 )
             )
         self._closing = True
-        return self.busy  # True keeps the transport open for the answers
+        # True keeps the transport open for the answers. Who closes while waiting for what
+        # can be cancelled has gone: half of a connection is not told from the whole.
+        return self.busy and not self._patient
 
     def pause_writing(self) -> None:
         self._paused_by_peer = True
@@ -260,6 +307,8 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused_by_peer = False
+        if self._room is not None:
+            self._room.set()
         self._read_on_or_not()
 
     # From the parser
@@ -269,6 +318,7 @@ class Connection(asyncio.Protocol):
         self._size = 0
         self._target = b""
         self._expects = False
+        self._fields = NO_FIELDS
         self._in_head = True
         self._started = self._received
 
@@ -280,6 +330,10 @@ class Connection(asyncio.Protocol):
             self._expects = value.lower() == b"100-continue"
         elif len(name) == 14 and name.lower() == b"content-length":
             self._size = int(value) if value.isdigit() else 0
+        elif len(name) in _KEPT_LENGTHS and (key := name.lower()) in KEPT:
+            if self._fields is NO_FIELDS:
+                self._fields = {}
+            self._fields[key] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -304,12 +358,15 @@ class Connection(asyncio.Protocol):
         if self._parser.should_upgrade() or self._closing:
             return  # feed_data raises for the former
         parts = self._parts
+        fields, traces = self._fields, self._server.traces
         request = Request(
             self._parser.get_method().decode("ascii"),
             self._target.decode("latin-1"),
             parts[0] if len(parts) == 1 else b"".join(parts),
             self._peer,
             self._received,
+            traces.next() if fields is NO_FIELDS else traces.of(fields.get(TRACEPARENT, "")),
+            fields,
         )
         self._parts = []
         keep = self._parser.should_keep_alive() and not self._server.stopping
@@ -337,22 +394,49 @@ class Connection(asyncio.Protocol):
         if isinstance(answer, Answer):
             self._send(request, answer, keep)
         else:
+            self._patient = isinstance(answer, Patient)
             self._working = asyncio.ensure_future(self._work(request, answer, keep))
 
     async def _work(self, request: Request, awaitable: Awaitable[Answer], keep: bool) -> None:
         """Wait for one answer, then go through what has come in meanwhile."""
-        self._send(request, await awaitable, keep)
+        await self._deliver(request, await awaitable, keep)
         while self._waiting:
             request, keep = self._waiting.popleft()
             answer = self._server.handler.handle(request)
             if not isinstance(answer, Answer):
+                self._patient = isinstance(answer, Patient)
                 answer = await answer
-            self._send(request, answer, keep)
+            await self._deliver(request, answer, keep)
         self._working = None
         self._read_on_or_not()
         if self._refusal is not None:
             self._refuse(self._refusal)
         elif self._closing:
+            self.close()
+
+    async def _deliver(self, request: Request, answer: Answer, keep: bool) -> None:
+        """Send an answer, all of its stream if it has one, no faster than the peer reads."""
+        transport = self._transport
+        if answer.stream is None or transport is None:
+            self._send(request, answer, keep)
+            return
+        self._patient = True
+        self._room = asyncio.Event()
+        close = b"" if keep else b"Connection: close\r\n"
+        transport.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
+            b"Transfer-Encoding: chunked\r\nTrace-Id: %b\r\n%b\r\n"
+            % (request.trace.encode(), close)
+        )
+        async for part in answer.stream if request.method != "HEAD" else _nothing():
+            transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+            if self._paused_by_peer:
+                self._room.clear()
+                await self._room.wait()
+        if request.method != "HEAD":
+            transport.write(b"0\r\n\r\n")
+        self._room = None
+        if not keep:
             self.close()
 
     def _send(self, request: Request, answer: Answer, keep: bool, linger: bool = False) -> None:
@@ -363,6 +447,8 @@ class Connection(asyncio.Protocol):
             head = _HEADS[204] + answer.head
         else:
             head = b"%b%d\r\n%b" % (_HEADS[answer.status], len(answer.body), answer.head)
+        if request.trace:
+            head = b"%bTrace-Id: %b\r\n" % (head, request.trace.encode())
         if not keep:
             head += b"Connection: close\r\n"
         body = b"" if request.method == "HEAD" else answer.body

@@ -108,6 +108,13 @@ class Down(Body):
     force: bool = False
 
 
+class OperationIds(Body):
+    """POST /v1/operations:retry and :drop."""
+
+    operations: list[str] = []
+    failed: bool = False  # all that have
+
+
 class Decoder:
     """Decodes one kind of body. Decoders are made once: making one costs 20 us."""
 
@@ -165,3 +172,4 @@ VTEP_NAMED = Decoder(VtepNamed)
 ROUTE = Decoder(RouteBody)
 STATE = Decoder(State)
 DOWN = Decoder(Down)
+OPERATIONS = Decoder(OperationIds)

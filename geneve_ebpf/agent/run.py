@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import random
 import resource
 import signal
 import socket
@@ -25,17 +26,23 @@ from pathlib import Path
 import uvloop
 
 from geneve_ebpf.agent import progress
+from geneve_ebpf.agent.admission import Admission
 from geneve_ebpf.agent.answers import Json
 from geneve_ebpf.agent.api import Api, NodeFacts, Shared
 from geneve_ebpf.agent.children import Child
 from geneve_ebpf.agent.config import AgentConfig, load
 from geneve_ebpf.agent.desired import Desired
+from geneve_ebpf.agent.events import Events, Said
 from geneve_ebpf.agent.http import CONNECTIONS_MAX, Server
 from geneve_ebpf.agent.latency import Recorder
+from geneve_ebpf.agent.later import Later
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.notify import notify, watchdog_seconds
-from geneve_ebpf.agent.service import Node
+from geneve_ebpf.agent.operations import Operations
+from geneve_ebpf.agent.queue import Queue
+from geneve_ebpf.agent.service import Node, closed
 from geneve_ebpf.agent.slot_pool import SlotPool
+from geneve_ebpf.control.attached_log import AttachedLog
 from geneve_ebpf.control.rest_log import RestLog
 from geneve_ebpf.control.state import DesiredState, Rules
 from geneve_ebpf.control.store import Store
@@ -46,6 +53,7 @@ from geneve_ebpf.host.addresses import is_own
 from geneve_ebpf.model import NodeSettings
 
 SOCKET_MODE = 0o660
+ATTACHED = "attached"  # the file of who is, for after a reboot
 BACKLOG = 512
 SWEEP_EVERY = 5.0  # seconds between looks for half-sent requests
 # Allocations that lead to a young collection, young ones to a middle one, middle ones to a
@@ -95,8 +103,13 @@ def serve(config: AgentConfig) -> None:
             contextlib.closing(Recorder(settings.run_directory / "latency"))
         )
         rests = stack.enter_context(contextlib.closing(RestLog(settings.run_directory / "resting")))
+        attached = stack.enter_context(
+            contextlib.closing(AttachedLog(settings.state_directory / ATTACHED))
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_Agent(config, dataplane, cpus, log).live(store, state, recorder, rests))
+            runner.run(
+                _Agent(config, dataplane, cpus, log).live(store, state, recorder, rests, attached)
+            )
     log.info("stopped", node=settings.name)
 
 
@@ -126,6 +139,7 @@ def down(settings: NodeSettings, *, force: bool = False) -> tuple[int, int]:
         if not force:
             _refuse_in_use(sandboxes)
         tear_down(settings)
+        (settings.state_directory / ATTACHED).unlink(missing_ok=True)
     return sandboxes, slots
 
 
@@ -144,14 +158,20 @@ class _Agent:
         self._going_down = False
 
     async def live(
-        self, store: Store, state: DesiredState, recorder: Recorder, rests: RestLog
+        self,
+        store: Store,
+        state: DesiredState,
+        recorder: Recorder,
+        rests: RestLog,
+        attached: AttachedLog,
     ) -> None:
         """Adopt, start the children, serve until told to stop."""
         loop = asyncio.get_running_loop()
         settings, log = self._settings, self._log
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        log.deferred_by(partial(loop.call_later, LOG_AFTER))
+        soon = partial(loop.call_later, LOG_AFTER)
+        log.deferred_by(soon)
         desired = Desired(self._dataplane, store, state, settings.address_rest, time.monotonic, log)
         pool = SlotPool(
             self._dataplane,
@@ -161,8 +181,32 @@ class _Agent:
             self._config.filling,
         )
         self._pool = pool
-        self._node = Node(settings, self._dataplane, desired, pool, rests, recorder, log)
+        started = time.time_ns()
+        self._events = Events(log, time.time, first=started // 1000)
+        self._queue = Queue(Admission(loop.time))
+        self._later = Later(
+            Operations(loop.time, time.time, random.random, prefix=f"op-{started // 10**9:x}"),
+            self._queue,
+            self._events,
+            log,
+        )
+        self._node = Node(
+            settings,
+            self._dataplane,
+            desired,
+            pool,
+            rests,
+            recorder,
+            log,
+            self._queue.admission,
+            attached,
+            soon,
+        )
         self._node.adopt()
+        self._tell_lost()
+        if self._node.refuses is not None:
+            self._queue.refuse(self._node.refuses)
+        pool.on_ready = partial(self._queue.serve, lambda: pool.ready)
         desired.program()
         self._start_children(pool)
         found = facts(settings.run_directory)
@@ -178,6 +222,9 @@ class _Agent:
                 time.monotonic(),
             ),
             log,
+            self._events,
+            self._later,
+            self._queue,
             self._problems,
             self._take_down,
         )
@@ -209,6 +256,10 @@ class _Agent:
         if not self._going_down:  # else it is gone, and another agent's may be there by now
             path.unlink(missing_ok=True)
         listener.close()
+        self._events.close()
+        if not self._going_down:
+            self._queue.refuse(_stopping)
+        await self._later.stop()
         await self._server.stop()
         pool.stop()
         for child in self._children:
@@ -240,6 +291,19 @@ class _Agent:
         for child in self._children:
             child.start()
 
+    def _tell_lost(self) -> None:
+        """Who was attached and is not, because the kernel has started anew: one event each."""
+        for one in self._node.lost:
+            what: Json = {
+                "sandbox": one.sandbox,
+                "vpc": self._node.vpc_name(one.vni),
+                "vni": one.vni,
+                "address": list(one.addresses),
+                "slot": f"slot-{one.slot}",
+                "generation": one.generation,
+            }
+            self._events.add("sandbox-lost", Said(what))
+
     def _problems(self) -> list[str]:
         """Why the node is not whole."""
         problems = [child.problem for child in self._children if child.problem]
@@ -257,7 +321,9 @@ class _Agent:
         if not force:
             _refuse_in_use(sandboxes)
         # From here on nobody attaches: the check above must stay true.
-        self._going_down = self._node.closed = True
+        self._going_down = True
+        self._node.close()
+        self._queue.refuse(closed)
         slots = len(self._pool.places())
         self._pool.stop()
         for child in self._children:
@@ -270,6 +336,7 @@ class _Agent:
             self._going_down = False
             self._stop.set()
             raise
+        (self._settings.state_directory / ATTACHED).unlink(missing_ok=True)
         self._log.info("node-down", sandboxes=sandboxes, slots=slots, force=force)
         self._stop.set()
         return {"node": self._settings.name, "sandboxes": sandboxes, "slots": slots}
@@ -339,6 +406,12 @@ def _listen(path: Path) -> socket.socket:
     listening.listen(BACKLOG)
     listening.setblocking(False)
     return listening
+
+
+def _stopping() -> GeneveError:
+    return GeneveError(
+        Code.AGENT_UNREACHABLE, "the agent is being stopped", hint="ask again when it is back"
+    )
 
 
 def _refuse_in_use(sandboxes: int) -> None:

@@ -9,14 +9,17 @@ holds an index of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
+from geneve_ebpf.agent.admission import Admission
 from geneve_ebpf.agent.desired import Desired
 from geneve_ebpf.agent.latency import Recorder
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.slot_pool import Phase, Place, SlotPool
+from geneve_ebpf.control.attached_log import AttachedLog, Lost
 from geneve_ebpf.control.rest_log import Rest, RestLog
 from geneve_ebpf.dataplane import Counters, DataPlane
 from geneve_ebpf.errors import Code, GeneveError
@@ -59,7 +62,11 @@ class Node:
         rests: RestLog,
         recorder: Recorder,
         log: Log,
+        admission: Admission,
+        attached_log: AttachedLog,
+        later: Callable[[Callable[[], object]], object],
     ) -> None:
+        """later: has something done when the answers that are ready have been sent."""
         self.settings = settings
         self.dataplane = dataplane
         self.desired = desired
@@ -67,8 +74,13 @@ class Node:
         self._rests = rests
         self._recorder = recorder
         self._log = log
+        self._admission = admission
+        self._attached_log = attached_log
+        self._later = later
+        self.lost: list[Lost] = []  # attached before a reboot, or before their node vanished
         self._attachments: dict[str, Attachment] = {}
-        self.closed = False  # the node is being taken down: nothing more is attached
+        # Why nothing new is taken in: it is being taken down, or is cordoned.
+        self.refuses: Callable[[], GeneveError] | None = None
 
     def adopt(self) -> None:
         """Take over what the maps hold: called once, at the start."""
@@ -87,12 +99,18 @@ class Node:
         for one in self._attachments.values():
             for address in one.endpoint.addresses:
                 self.desired.book(one.endpoint.vni).take(one.sandbox, address)
-        self._log.info(
-            "adopted",
-            sandboxes=len(self._attachments),
-            slots=len(self.pool.places()),
-            cut_short=cut_short,
-        )
+        slots = len(self.pool.places())
+        if slots:
+            self._log.info(
+                "adopted", sandboxes=len(self._attachments), slots=slots, cut_short=cut_short
+            )
+        same_boot, before = self._attached_log.read()
+        # Within one boot the maps last, and the file may lag behind them.
+        if not same_boot or not slots:
+            self.lost = [one for one in before if one.sandbox not in self._attachments]
+        self._attached_log.rewrite(self._attachments.values())
+        if self._cordon_file.exists():
+            self.refuses = cordoned
 
     # Sandboxes
 
@@ -104,12 +122,15 @@ class Node:
         address6_text: str | None,
         slot_id: str | None,
         received: int,
+        *,
+        called: bool = False,
     ) -> tuple[Attachment, Timing | None]:
         """Attach a sandbox: checks, then map writes, nothing else.
 
         With neither address given it gets one of every family that has any on
         this node, else what is given alone. received: perf_counter_ns when the
-        request came in. The timing is None if the sandbox was attached so
+        request came in. called: it has waited for a slot and has its turn now;
+        else those that wait go first. The timing is None if the sandbox was attached so
         already. Raises GeneveError with the code that says why not; then nothing
         has changed.
         """
@@ -124,8 +145,8 @@ class Node:
             if present is not None:
                 self._refuse_other(present, vpc, address_text, address6_text, slot_id)
                 return present, None
-            if self.closed:
-                raise _closed()
+            if self.refuses is not None:
+                self._refuse_new(slot_id)
             if vpc_name in self.desired.closing:
                 raise GeneveError(
                     Code.BUSY, f"VPC {vpc_name} is being changed", hint="try again", field="vpc"
@@ -142,6 +163,8 @@ class Node:
                 address6 = parse_ipv6(address6_text)
                 book.check(name, address6)
             if slot_id is None:
+                if self._admission.waiting and not called:
+                    raise self._others_wait()
                 place = self.pool.lowest_ready()
             else:
                 place = self.pool.place(parse_slot(slot_id))
@@ -157,6 +180,8 @@ class Node:
             raise
         written = time.perf_counter_ns()
         self._attachments[name] = attachment
+        if self._attached_log.attached(attachment):
+            self._later(self._write_attached)
         if address is not None:
             book.v4.take(name, int(address))
         if address6 is not None:
@@ -188,6 +213,8 @@ class Node:
             )
         counters = self.dataplane.detach(attachment.slot)
         del self._attachments[name]
+        if self._attached_log.detached(name):
+            self._later(self._write_attached)
         endpoint = attachment.endpoint
         book = self.desired.book(endpoint.vni)
         room = True
@@ -226,6 +253,11 @@ class Node:
             and self._attachments.get(attachment.sandbox) is attachment
         )
 
+    def _write_attached(self) -> None:
+        self._attached_log.flush()
+        if self._attached_log.full:
+            self._attached_log.rewrite(self._attachments.values())
+
     def count(self) -> int:
         """How many sandboxes are attached."""
         return len(self._attachments)
@@ -237,10 +269,15 @@ class Node:
 
     # Slots
 
-    def reserve(self) -> Place:
-        """Hand out the lowest ready slot, to be bound later. Raises NO_SLOT."""
-        if self.closed:
-            raise _closed()
+    def reserve(self, *, called: bool = False) -> Place:
+        """Hand out the lowest ready slot, to be bound later. Raises NO_SLOT, NODE_CORDONED.
+
+        called: as for `attach`.
+        """
+        if self.refuses is not None:
+            raise self.refuses()
+        if self._admission.waiting and not called:
+            raise self._others_wait()
         place = self.pool.lowest_ready()
         self.dataplane.reserve(place.index)
         self.pool.move(place, Phase.RESERVED)
@@ -260,6 +297,61 @@ class Node:
         self.dataplane.retire(place.index)
         self.pool.destroy(place)
         return place
+
+    @property
+    def cordoned(self) -> bool:
+        """Are new sandboxes sent away?"""
+        return self.refuses is cordoned
+
+    def cordon(self, wanted: bool) -> bool:
+        """Send new sandboxes away, or take them in again; kept over restarts.
+
+        False if it was so. Raises STATE_STORE; the queue is the caller's matter.
+        """
+        if self.refuses is closed or wanted == self.cordoned:
+            return False
+        try:
+            if wanted:
+                self._cordon_file.touch(mode=0o600)
+            else:
+                self._cordon_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise GeneveError(
+                Code.STATE_STORE,
+                f"{self._cordon_file}: {error.strerror}",
+                hint="free or mend the disk",
+            ) from None
+        self.refuses = cordoned if wanted else None
+        return True
+
+    def close(self) -> None:
+        """The node is being taken down: from here on nobody is taken in."""
+        self.refuses = closed
+
+    @property
+    def _cordon_file(self) -> Path:
+        return self.settings.state_directory / "cordoned"
+
+    def _refuse_new(self, slot_id: str | None) -> None:
+        """Raise why nothing is taken in; a cordoned node takes what was reserved before."""
+        assert self.refuses is not None
+        error = self.refuses()
+        if (
+            error.code is Code.NODE_CORDONED
+            and slot_id is not None
+            and self.pool.place(parse_slot(slot_id)).phase is Phase.RESERVED
+        ):
+            return
+        raise error
+
+    def _others_wait(self) -> GeneveError:
+        waiting = self._admission.waiting
+        return GeneveError(
+            Code.NO_SLOT,
+            f"{waiting} requests wait for a slot",
+            hint="wait for one as well, with Request-Timeout, or place it elsewhere",
+            details={"retry_after_s": self.pool.refill.seconds_for(waiting + 1)},
+        )
 
     # The node
 
@@ -320,9 +412,19 @@ def _mac_of(address: IPv4Address | None, address6: IPv6Address | None) -> MacAdd
     raise ValueError("an endpoint has an address")
 
 
-def _closed() -> GeneveError:
+def closed() -> GeneveError:
+    """What is said to whoever comes while the node is being taken down."""
     return GeneveError(
         Code.NO_SLOT, "the node is being taken down", hint="place the sandbox elsewhere"
+    )
+
+
+def cordoned() -> GeneveError:
+    """What is said to whoever comes while the node is cordoned."""
+    return GeneveError(
+        Code.NODE_CORDONED,
+        "the node is cordoned and takes no new sandboxes",
+        hint="place it elsewhere; geneve-ebpf node uncordon",
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from geneve_ebpf.abi import constant
+from geneve_ebpf.agent.admission import Rate
 from geneve_ebpf.agent.config import Filling
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.dataplane import DataPlane
@@ -87,6 +89,8 @@ class SlotPool:
         # Where segments are merged, as dataplane.merging.Merged has it.
         self.merging: dict[str, Any] = {"device": "", "uplinks": [], "reasons": []}
         self.on_mtu: Callable[[int], None] = lambda _: None  # called with the slots' MTU
+        self.on_ready: Callable[[], None] = lambda: None  # called when slots may be ready
+        self.refill = Rate(time.monotonic)  # slots that become ready
         self._mtu = dataplane.mtu
         self._dataplane = dataplane
         self._log = log
@@ -122,6 +126,11 @@ class SlotPool:
                 return f"{ready} of the first {self.min_ready} slots are ready"
             self._begun = ready + taken > 0 or not self.min_ready
         return "" if ready or not self.target else "no slot is ready"
+
+    @property
+    def ready(self) -> int:
+        """How many are ready."""
+        return self._counts[Phase.READY]
 
     def places(self) -> list[Place]:
         """All slots, by index; those being made are not there yet."""
@@ -177,6 +186,7 @@ class SlotPool:
             hint=self.problem
             or f"{self._counts[Phase.MAKING]} are being made: wait a moment,"
             " place it elsewhere, or give the node more slots",
+            details={"retry_after_s": self.refill.seconds_for(1)},
         )
 
     def move(self, place: Place, phase: Phase) -> None:
@@ -255,7 +265,8 @@ class SlotPool:
         self._look()
 
     def _look(self) -> None:
-        """Order what is missing, as far as it is time for it."""
+        """Give what is ready to who waits; order what is missing, as far as it is time for it."""
+        self.on_ready()
         channel = self._channel
         if channel is None or self._stopped:
             return
@@ -317,6 +328,7 @@ class SlotPool:
                 self._counts[Phase.READY] += 1
                 place.phase = Phase.READY
                 heappush(self._ready, index)
+            self.refill.note(more=self._counts[Phase.MAKING] > 0, count=len(event["slots"]))
         elif event["event"] == "gone":
             for index in event["indexes"]:
                 self._ordered_destroying.discard(index)

@@ -22,7 +22,9 @@ from geneve_ebpf.cli import (
     daemon,
     doctor,
     drops,
+    events,
     node,
+    operations,
     output,
     route,
     sandbox,
@@ -94,6 +96,8 @@ app.add_typer(route.app)
 app.command("apply", cls=Command)(state.apply)
 app.command("export", cls=Command)(state.export)
 app.command("drops", cls=Command)(drops.drops)
+app.command("events", cls=Command)(events.events)
+app.add_typer(operations.app)
 app.add_typer(node.app)
 app.add_typer(daemon.app)
 app.add_typer(config.app)

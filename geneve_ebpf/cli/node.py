@@ -36,7 +36,7 @@ def status(
     unready, answer = _status(wait)
     slots = answer["slots"]
     facts = [
-        ("node", answer["node"]),
+        ("node", f"{answer['node']}{', cordoned' if answer['cordoned'] else ''}"),
         ("ready", "yes" if unready is None else f"no: {unready.message}"),
         ("vtep", f"{answer['vtep']} port {answer['udp_port']} over {','.join(answer['uplinks'])}"),
         ("mtu", f"{answer['mtu']} in the sandboxes"),
@@ -46,6 +46,9 @@ def status(
             ", ".join(f"{slots[state]} {state}" for state in STATES if slots.get(state))
             + f" (keeps {slots['target']} ready)",
         ),
+        *([("waiting", f"{answer['waiting']} requests, for a slot")] if answer["waiting"] else []),
+        *_operations(answer["operations"]),
+        *([("lost", _lost(answer["lost"]))] if answer["lost"] else []),
         ("revision", answer["revision"]),
         ("program", f"{answer['program'][:12]} layout {answer['layout'][:12]}, {answer['boot']}"),
         ("up", output.duration(answer["uptime_s"])),
@@ -60,6 +63,54 @@ def _merging(found: dict[str, Any]) -> str:
     where = ",".join(found["uplinks"])
     parts = [f"on {where}, by an idle {found['device']} device" if where else "no"]
     return "; ".join([*parts, *found["reasons"]])
+
+
+@app.command(cls=Command)
+def cordon() -> None:
+    """Send new sandboxes away. Those that are there stay, also over a restart."""
+    with agent() as client:
+        _, answer = client.request("POST", "/v1/node:cordon", {})
+    output.emit(answer, f"node is cordoned: {_left(answer)}")
+
+
+@app.command(cls=Command)
+def uncordon() -> None:
+    """Take new sandboxes in again."""
+    with agent() as client:
+        _, answer = client.request("POST", "/v1/node:uncordon", {})
+    output.emit(answer, "node takes sandboxes")
+
+
+@app.command(cls=Command)
+def drain(
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", metavar="SECONDS", min=0, help="How long they may take."),
+    ] = 300,
+) -> None:
+    """Cordon the node and wait until nobody is left on it.
+
+    Whoever placed the sandboxes has to detach them. Exits 4 if some are left after all; the
+    node stays cordoned.
+    """
+    deadline = time.monotonic() + timeout
+    with agent() as client:
+        while True:
+            _, answer = client.request("POST", "/v1/node:cordon", {})
+            if not answer["sandboxes"] and not answer["reserved"]:
+                break
+            if time.monotonic() >= deadline:
+                raise GeneveError(
+                    Code.NODE_IN_USE,
+                    f"after {timeout:g} s {_left(answer)}",
+                    hint="geneve-ebpf list shows them; the node stays cordoned",
+                )
+            time.sleep(0.2)
+    output.emit(answer, "node is drained")
+
+
+def _left(answer: dict[str, Any]) -> str:
+    return f"{answer['sandboxes']} attached and {answer['reserved']} reserved are left"
 
 
 @app.command(cls=Command)
@@ -98,6 +149,18 @@ def _down_without_agent(config: Path, force: bool) -> dict[str, Any]:
         "sandboxes": sandboxes,
         "slots": slots,
     }
+
+
+def _operations(counts: dict[str, int]) -> list[tuple[str, object]]:
+    """Those that somebody has to wait for or to look at."""
+    text = ", ".join(f"{counts[state]} {state}" for state in ("pending", "failed") if counts[state])
+    return [("operations", text)] if text else []
+
+
+def _lost(sandboxes: list[str]) -> str:
+    """Whom a reboot has ended."""
+    more = f" and {len(sandboxes) - 5} more" if len(sandboxes) > 5 else ""
+    return f"{len(sandboxes)} sandboxes in a reboot: {', '.join(sandboxes[:5])}{more}"
 
 
 def _status(wait: float) -> tuple[GeneveError | None, dict[str, Any]]:

@@ -37,6 +37,11 @@ def emit(answer: dict[str, Any], *lines: str) -> None:
     sys.stdout.flush()
 
 
+def flush() -> None:
+    """Let whoever reads stdout see what was printed."""
+    sys.stdout.flush()
+
+
 def note(text: str) -> None:
     """Tell the person; a program that reads stdout does not see it."""
     print(text, file=sys.stderr, flush=True)

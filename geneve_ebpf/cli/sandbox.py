@@ -41,6 +41,21 @@ def attach(
             show_default=False,
         ),
     ] = "",
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            min=0,
+            max=3600,
+            help="Wait so long for a slot; default: not at all.",
+            show_default=False,
+        ),
+    ] = None,
+    later: Annotated[
+        bool,
+        typer.Option("--async", help="Do not wait for it; see `operations`."),
+    ] = False,
 ) -> None:
     """Put a sandbox into a VPC. The same again changes nothing."""
     path = f"/v1/sandboxes/{parse_name(sandbox, 'sandbox')}"
@@ -58,8 +73,16 @@ def attach(
         body[key] = str(one)
     if slot:
         body["slot"] = parse_slot(slot)
-    with agent() as client:
-        status, answer = client.request("PUT", path, body)
+    headers = {}
+    if timeout is not None:
+        headers["Request-Timeout"] = f"{timeout:f}"
+    if later:
+        headers["Prefer"] = "respond-async"
+    with agent(timeout=30 + (timeout or 0)) as client:
+        status, answer = client.request("PUT", path, body, headers)
+    if status == 202:
+        output.emit(answer, f"{sandbox} is being attached: operation {answer['operation']}")
+        return
     took = f" in {answer['timing_ns']['total'] / 1000:.0f} us" if status == 201 else " already"
     where = f"{output.shown(_addresses(answer))} in vpc {answer['vpc']} on {answer['slot']['id']}"
     output.emit(answer, f"{sandbox} attached{took}: {where}, netns {answer['slot']['netns']}")

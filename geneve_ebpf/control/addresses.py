@@ -283,6 +283,7 @@ class Addresses(Generic[A]):
                     f"{address} was sandbox {rest[0]}'s a moment ago",
                     hint=f"free in {left:.0f} s; choose another address, or leave it out",
                     field=_field(address),
+                    details={"retry_after_s": round(left, 3)},
                 )
 
     def choose(self, sandbox: str) -> A:

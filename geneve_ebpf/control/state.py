@@ -312,6 +312,10 @@ class Difference:
     def __bool__(self) -> bool:
         return any(getattr(self, name) for name in self.__slots__)
 
+    def size(self) -> int:
+        """How many things differ."""
+        return sum(len(getattr(self, name)) for name in self.__slots__)
+
     def counts(self) -> dict[str, dict[str, int]]:
         """{"vpcs": {"added": n, "removed": n, "changed": n}, "vteps": …, "routes": …}."""
         return {

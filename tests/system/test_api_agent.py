@@ -758,15 +758,16 @@ def test_each_change_is_logged_with_its_caller_and_what_came_of_it(bench, ask):
     ask.must("POST", "/v1/slots:reserve")
     ask.must("PUT", "/v1/vteps/192.0.2.80", {})
 
-    assert eventually(lambda: "/v1/vteps/192.0.2.80" in bench.log())
+    assert eventually(lambda: "address=192.0.2.80" in bench.log())
     who = f"uid=0 pid={os.getpid()}"
     lines = [line for line in bench.log().splitlines() if who in line]
     for wanted in (
-        r"event=attach sandbox=logged vpc=blue address=\S+ slot=\S+ generation=\d+ status=201",
+        r"event=attach sandbox=logged vpc=blue vni=100 address=\S+ slot=\S+ generation=\d+"
+        r" status=201",
         r"event=change method=PUT target=/v1/sandboxes/logged status=409 .*code=sandbox_exists",
         r"event=detach sandbox=logged .*status=200",
-        r"event=change method=POST target=/v1/slots:reserve status=201",
-        r"event=change method=PUT target=/v1/vteps/192.0.2.80 status=201",
+        r"event=reserve slot=slot-\d+ status=201",
+        r"event=vtep-added address=192.0.2.80 mtu=0 status=201",
     ):
         assert any(re.search(wanted, line) for line in lines), wanted
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,11 +35,13 @@ BOTH = {"vni": 102, "prefixes": ["10.0.0.0/16", "fd00:1::/48"]}
 LOCAL6 = {"vpc": "both", "prefix": "fd00:1:0:1::/64", "kind": "local"}
 REMOTE6 = {"vpc": "both", "prefix": "fd00:1:0:2::/64", "kind": "remote", "vtep": "192.0.2.9"}
 BAD = {"surprise": 1}
+ASYNC = {"Prefer": "respond-async"}
 # Two whole states, each right by itself: fill the map of VTEPs and one more.
 FULL = {"vteps": [{"address": f"198.{i >> 16}.{i >> 8 & 255}.{i & 255}"} for i in range(65537)]}
 
 # What is asked, in order, and the status that must come. "{slot}" is the slot reserved last.
-EXCHANGES: list[tuple[int, str, str, object]] = [
+# Header fields may follow. "{failed}" is the operation that failed last.
+EXCHANGES: list[tuple[Any, ...]] = [
     (200, "GET", "/healthz", None),
     (200, "GET", "/readyz", None),
     (200, "GET", "/v1/version", None),
@@ -134,6 +137,35 @@ EXCHANGES: list[tuple[int, str, str, object]] = [
     ),
     (200, "POST", "/v1/sandboxes:batch", {"detach": [{"sandbox": "c"}]}),
     (400, "POST", "/v1/sandboxes:batch", BAD),
+    # Asynchronously, once, and in time
+    (202, "PUT", "/v1/sandboxes/e", {"vpc": "blue"}, ASYNC),
+    (200, "GET", "/v1/operations", None),
+    (400, "GET", "/v1/operations?state=odd", None),
+    (202, "PUT", "/v1/sandboxes/f", {"vpc": "green"}, ASYNC),
+    (200, "GET", "/v1/operations?state=failed", None),
+    (200, "GET", "/v1/operations/{failed}?wait=1", None),
+    (400, "GET", "/v1/operations/{failed}?wait=x", None),
+    (404, "GET", "/v1/operations/op-0-0", None),
+    (200, "POST", "/v1/operations:retry", "the one that failed"),
+    (409, "POST", "/v1/operations:retry", "the one that is done"),
+    (200, "GET", "/v1/operations/{failed}?wait=5", None),
+    (400, "POST", "/v1/operations:retry", BAD),
+    (404, "POST", "/v1/operations:retry", {"operations": ["op-0-0"]}),
+    (200, "POST", "/v1/operations:drop", {"failed": True}),
+    (400, "POST", "/v1/operations:drop", BAD),
+    (404, "POST", "/v1/operations:drop", {"operations": ["op-0-0"]}),
+    (409, "POST", "/v1/operations:drop", "the one that is done"),
+    (200, "PUT", "/v1/sandboxes/e", {"vpc": "blue"}, {"Idempotency-Key": "k"}),
+    (422, "PUT", "/v1/sandboxes/g", {"vpc": "blue"}, {"Idempotency-Key": "k"}),
+    (504, "PUT", "/v1/sandboxes/g", {"vpc": "blue"}, {"Request-Timeout": "0"}),
+    (200, "GET", "/v1/events", None),
+    (400, "GET", "/v1/events?since=x", None),
+    (410, "GET", "/v1/events?since=1", None),
+    (200, "POST", "/v1/node:cordon", None),
+    (400, "POST", "/v1/node:cordon", BAD),
+    (503, "PUT", "/v1/sandboxes/g", {"vpc": "blue"}),
+    (200, "POST", "/v1/node:uncordon", {}),
+    (200, "DELETE", "/v1/sandboxes/e", None),
     (503, "POST", "/v1/slots:reserve", "until there is none"),
     (503, "PUT", "/v1/sandboxes/late", {"vpc": "blue"}),
     # All at once
@@ -162,9 +194,9 @@ def answers():
     with Lab(Path(f"/run/{PREFIX}-openapi"), f"{PREFIX}-openapi") as lab:
         lab.up(nodes=1, slots=4, metrics=False)
         agent = Agent(lab.nodes[0].socket)
-        slot = ""
-        for wanted, method, raw, body in EXCHANGES:
-            target = raw.replace("{slot}", slot)
+        slot = failed = done = ""
+        for wanted, method, raw, body, *headers in EXCHANGES:
+            target = raw.replace("{slot}", slot).replace("{failed}", failed)
             if isinstance(body, dict) and body.get("slot"):
                 body = body | {"slot": slot}
             if body == "until there is none":
@@ -176,7 +208,15 @@ def answers():
                 kill_slot_process(lab.agents["node1"])
                 assert eventually(lambda: agent.ask("GET", "/readyz")[0] == 503)
                 body = None
-            status, answer = agent.ask(method, target, body)
+            if body == "the one that failed":
+                body = {"operations": [failed]}
+            elif body == "the one that is done":
+                body = {"operations": [done]}
+            status, answer = agent.ask(method, target, body, *headers)
+            if status == 202:
+                done = done or answer["operation"]
+            if raw == "/v1/operations?state=failed" and answer["operations"]:
+                failed = answer["operations"][-1]["operation"]
             if raw == "/v1/slots:reserve" and status == 201:
                 slot = answer["slot"]["id"]
             found.append((wanted, method, target, body, status, answer))
@@ -199,7 +239,10 @@ def test_each_answer_is_what_the_file_says(answers):
         if content is None:
             wrong += [(method, target, status, answer)] if answer is not None else []
             continue
-        found = faults(answer, content["application/json"]["schema"])
+        found = []
+        for kind, inside in content.items():
+            items = answer if kind == "application/x-ndjson" else [answer]
+            found += [fault for item in items for fault in faults(item, inside["schema"])]
         wrong += [(method, target, status, fault) for fault in found]
 
     assert wrong == []

@@ -72,6 +72,10 @@ NODE = {
         "uplinks": ["eth1"],
         "reasons": ["GRO is off on eth2"],
     },
+    "cordoned": False,
+    "waiting": 0,
+    "operations": {"pending": 0, "done": 3, "failed": 0},
+    "lost": [],
     "slots": {
         "ready": 15, "reserved": 0, "attached": 1, "retiring": 0, "making": 0, "target": 16,
     },

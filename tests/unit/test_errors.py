@@ -29,7 +29,7 @@ def test_status_and_exit_of_a_code_agree(code):
         400: {Exit.USAGE},
         403: {Exit.NOT_PERMITTED},
         404: {Exit.NOT_FOUND, Exit.USAGE},
-        409: {Exit.CONFLICT},
+        409: {Exit.CONFLICT, Exit.BUSY},  # the latter where waiting helps
         412: {Exit.CONFLICT},
         429: {Exit.BUSY},
     }

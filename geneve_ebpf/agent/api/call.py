@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,16 +13,22 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
+from geneve_ebpf.agent.admission import too_late
 from geneve_ebpf.agent.answers import Json, guest_json
-from geneve_ebpf.agent.http import Answer, Request
+from geneve_ebpf.agent.events import Content, Events, Said
+from geneve_ebpf.agent.http import PREFER, REQUEST_TIMEOUT, Answer, Patient, Request
+from geneve_ebpf.agent.later import Later
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.pace import Pace
+from geneve_ebpf.agent.queue import Queue, Waiter
 from geneve_ebpf.agent.service import Node
 from geneve_ebpf.errors import Code, GeneveError
 
 Work = Callable[["Call"], "Answer | Awaitable[Answer]"]
 # Path -> method -> what answers it, then the query keys that it takes.
 Table = dict[str, dict[str, tuple[Any, ...]]]
+Failure = Callable[[Request, BaseException], Answer]
+TIMEOUT_MAX = 3600.0  # seconds
 encode = msgspec.json.encode
 
 
@@ -54,6 +63,9 @@ class Shared:
         node: Node,
         facts: NodeFacts,
         log: Log,
+        events: Events,
+        later: Later,
+        queue: Queue,
         problems: Callable[[], list[str]],
         take_down: Callable[[bool], Awaitable[Json]],
     ) -> None:
@@ -62,7 +74,53 @@ class Shared:
         self.log = log
         self.problems = problems
         self.take_down = take_down
+        self.events = events
+        self.later = later
+        self.queue = queue
         self.set_mtu(facts.mtu)
+
+    def happened(self, request: Request, kind: str, content: Content | Json) -> None:
+        """A request has changed something: tell it in the log and to who follows events."""
+        self.events.add(
+            kind,
+            Said(content) if isinstance(content, dict) else content,
+            trace=request.trace,
+            uid=request.peer.uid,
+            pid=request.peer.pid,
+        )
+
+    def with_a_slot(
+        self,
+        request: Request,
+        group: str,
+        seconds: float,
+        work: Callable[..., Answer],
+        failure: Failure,
+    ) -> Answer | Patient:
+        """Do work that needs a slot, now or when it has its turn for one.
+
+        seconds: how long after the request came in that may be. work is called
+        with called=True in the latter case. failure makes an error's answer.
+        """
+        passed = (time.perf_counter_ns() - request.received) / 1e9
+        deadline = asyncio.get_running_loop().time() + seconds - passed
+        if passed >= seconds:
+            self.queue.admission.expired += 1
+            raise too_late()
+        try:
+            return work()
+        except GeneveError as error:
+            if error.code is not Code.NO_SLOT:
+                raise
+        turn = self.queue.enter(group, deadline, lambda: work(called=True))
+        return Patient(self._wait(request, turn, failure))
+
+    async def _wait(self, request: Request, turn: Waiter[Answer], failure: Failure) -> Answer:
+        try:
+            answer = await turn
+        except BaseException as error:
+            answer = failure(request, error)
+        return answer._replace(logged=True)
 
     def set_mtu(self, mtu: int) -> None:
         """The slots' MTU from now on, in bytes: an uplink's has changed."""
@@ -126,8 +184,9 @@ def whole_number(text: str, field: str) -> int:
     )
 
 
-def json_answer(status: int, body: Json) -> Answer:
-    return Answer(status, encode(body))
+def json_answer(status: int, body: Json, *, told: bool = False) -> Answer:
+    """told: what it changed has been an event, so that the log has it."""
+    return Answer(status, encode(body), logged=told)
 
 
 def list_body(schema_name: str, key: str, items: list[bytes]) -> bytes:
@@ -150,3 +209,36 @@ async def encoded(texts: Iterator[str]) -> list[bytes]:
 
 async def listed(schema_name: str, key: str, texts: Iterator[str]) -> Answer:
     return Answer(200, list_body(schema_name, key, await encoded(texts)))
+
+
+def timeout_of(request: Request) -> float | None:
+    """Seconds in which it must be done, from when it came in. Raises BAD_REQUEST."""
+    text = request.fields.get(REQUEST_TIMEOUT)
+    return None if text is None else seconds_of(text, "Request-Timeout", TIMEOUT_MAX)
+
+
+def prefers_async(request: Request) -> bool:
+    """Whether 202 and an operation are wanted, as RFC 7240 writes it."""
+    wishes = request.fields.get(PREFER, "").split(",")
+    return any(wish.partition(";")[0].strip().lower() == "respond-async" for wish in wishes)
+
+
+def seconds_of(text: str, field: str, most: float) -> float:
+    """A duration in seconds, up to `most`. Raises BAD_REQUEST."""
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text, re.ASCII) and float(text) <= most:
+        return float(text)
+    raise GeneveError(
+        Code.BAD_REQUEST,
+        f"{field} is {text[:40]!r}",
+        hint=f"seconds, such as 2.5, {most:.0f} at most",
+        field=field,
+    )
+
+
+def flag_of(text: str, field: str) -> bool:
+    """A query's true or false. Raises BAD_REQUEST."""
+    if text in ("true", "false"):
+        return text == "true"
+    raise GeneveError(
+        Code.BAD_REQUEST, f"{field} is {text[:40]!r}", hint="true or false", field=field
+    )

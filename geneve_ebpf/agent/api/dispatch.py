@@ -7,18 +7,25 @@ docs/api.md and docs/openapi.yaml describe the API; tests hold the three togethe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Hashable
+from hashlib import blake2b
 
+from geneve_ebpf.agent.admission import retry_after
 from geneve_ebpf.agent.api.call import Call, Shared, Table, Work, decoded, no_body, query_of
+from geneve_ebpf.agent.api.events import EventPaths
 from geneve_ebpf.agent.api.node import NodePaths
+from geneve_ebpf.agent.api.operations import OperationPaths
 from geneve_ebpf.agent.api.routes import Routes
 from geneve_ebpf.agent.api.sandboxes import Sandboxes
 from geneve_ebpf.agent.api.slots import Slots
 from geneve_ebpf.agent.api.state import State
 from geneve_ebpf.agent.api.vpcs import Vpcs
-from geneve_ebpf.agent.http import Answer, Request, error_answer
+from geneve_ebpf.agent.http import IDEMPOTENCY_KEY, Answer, Patient, Request, error_answer
+from geneve_ebpf.agent.idempotency import Keys, read_key
 from geneve_ebpf.errors import Code, GeneveError
 
+READING = ("GET", "HEAD")
 BODY_MAX = 1 << 20
 STATE_BODY_MAX = 64 << 20
 
@@ -28,11 +35,14 @@ class Api:
 
     def __init__(self, shared: Shared) -> None:
         self._log = shared.log
+        self._keys: Keys[Answer] = Keys(time.monotonic)
         self._sandboxes = Sandboxes(shared, self._failure)
         # Every path: method -> (work, then the query keys it takes).
         self.table: Table = self._sandboxes.table()
-        for part in (Slots, Vpcs, Routes, State, NodePaths):
+        self.table |= Slots(shared, self._failure).table()
+        for part in (Vpcs, Routes, State, EventPaths, NodePaths):
             self.table |= part(shared).table()
+        self.table |= OperationPaths(shared, self._sandboxes.start).table()
         # (collection, has a name) -> method -> (work, query keys)
         self._paths: dict[tuple[str, bool], dict[str, tuple[Work, frozenset[str]]]] = {}
         for path, methods in self.table.items():
@@ -47,6 +57,11 @@ class Api:
 
     def handle(self, request: Request) -> Answer | Awaitable[Answer]:
         """Answer a request; never raises."""
+        if request.fields and IDEMPOTENCY_KEY in request.fields and request.method not in READING:
+            return self._once(request)
+        return self._handle(request)
+
+    def _handle(self, request: Request) -> Answer | Awaitable[Answer]:
         # The hot path first, in as few steps as possible.
         target = request.target
         if (
@@ -65,15 +80,55 @@ class Api:
             if not answer.logged:
                 self._log_change(request, answer.status)
             return answer
-        return self._wait(request, answer)
+        waiting = self._wait(request, answer)
+        return Patient(waiting) if isinstance(answer, Patient) else waiting
 
     async def _wait(self, request: Request, work: Awaitable[Answer]) -> Answer:
         try:
             answer = await work
         except BaseException as error:
             return self._failure(request, error)
-        self._log_change(request, answer.status)
+        if not answer.logged:
+            self._log_change(request, answer.status)
         return answer
+
+    # Idempotency-Key
+
+    def _once(self, request: Request) -> Answer | Awaitable[Answer]:
+        """Do a request that may come again, or answer as it was answered before."""
+        try:
+            text = read_key(request.fields[IDEMPOTENCY_KEY])
+            key = (request.peer.uid, text)
+            body = blake2b(request.body, digest_size=16).digest()
+            before = self._keys.begin(key, (request.method, request.target, body))
+        except GeneveError as error:
+            return self._failure(request, error)
+        if before is not None:
+            return before._replace(head=before.head + b"Idempotency-Replayed: true\r\n")
+        answer = self._handle(request)
+        if isinstance(answer, Answer):
+            self._settle(key, answer)
+            return answer
+        waiting = self._settled(key, answer)
+        return Patient(waiting) if isinstance(answer, Patient) else waiting
+
+    async def _settled(self, key: Hashable, work: Awaitable[Answer]) -> Answer:
+        try:
+            answer = await work
+        except BaseException:
+            self._keys.give_up(key)
+            raise
+        self._settle(key, answer)
+        return answer
+
+    def _settle(self, key: Hashable, answer: Answer) -> None:
+        """Keep an answer, unless the same request may fare better another time."""
+        if answer.final:
+            self._keys.end(key, answer, len(answer.body) + len(answer.head))
+        else:
+            self._keys.give_up(key)
+
+    # Paths
 
     def _dispatch(self, request: Request) -> Answer | Awaitable[Answer]:
         path, _, query = request.target.partition("?")
@@ -110,7 +165,7 @@ class Api:
                 raise error
             self._log.defect(
                 "defect", error, method=request.method, target=request.target[:200],
-                uid=peer.uid, pid=peer.pid,
+                uid=peer.uid, pid=peer.pid, trace=request.trace,
             )  # fmt: skip
             error = GeneveError(
                 Code.INTERNAL, "the agent has a defect", hint="its log has the traceback"
@@ -121,12 +176,14 @@ class Api:
             allowed = error.details["allow"]
             assert isinstance(allowed, list)
             head = f"Allow: {', '.join(allowed)}\r\n".encode()
-        elif error.code in (Code.BUSY, Code.NO_SLOT):
-            head = b"Retry-After: 1\r\n"
+        elif error.code in (Code.BUSY, Code.NO_SLOT) or "retry_after_s" in error.details:
+            seconds = error.details.get("retry_after_s", 1)
+            assert isinstance(seconds, (int, float))
+            head = f"Retry-After: {retry_after(seconds)}\r\n".encode()
         return error_answer(error, head)
 
     def _log_change(self, request: Request, status: int, error: GeneveError | None = None) -> None:
-        if request.method in ("GET", "HEAD"):
+        if request.method in READING:
             return
         peer = request.peer
         why = {} if error is None else {"code": error.code.slug, "message": error.message}
@@ -137,5 +194,6 @@ class Api:
             status=status,
             uid=peer.uid,
             pid=peer.pid,
+            trace=request.trace,
             **why,
         )

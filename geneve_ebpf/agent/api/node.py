@@ -7,7 +7,7 @@ import time
 
 from geneve_ebpf import __version__
 from geneve_ebpf.agent import requests
-from geneve_ebpf.agent.answers import drops_json, schema
+from geneve_ebpf.agent.answers import Json, drops_json, schema
 from geneve_ebpf.agent.api.call import Call, Shared, Table, json_answer
 from geneve_ebpf.agent.http import Answer
 from geneve_ebpf.errors import Code, GeneveError
@@ -23,6 +23,8 @@ class NodePaths:
         """The paths."""
         return {
             "/v1/node": {"GET": (self._get_node,)},
+            "/v1/node:cordon": {"POST": (self._cordon,)},
+            "/v1/node:uncordon": {"POST": (self._uncordon,)},
             "/v1/node:down": {"POST": (self._down,)},
             "/v1/drops": {"GET": (self._get_drops,)},
             "/v1/version": {"GET": (self._get_version,)},
@@ -46,9 +48,17 @@ class NodePaths:
                 "udp_port": settings.udp_port,
                 "mtu": self._shared.mtu,
                 "merging": {"mode": settings.merge} | node.pool.merging,
+                "cordoned": node.cordoned,
                 "sandboxes": node.count(),
                 "slots": node.pool.counts
                 | {"target": node.pool.target, "min_ready": node.pool.min_ready},
+                "waiting": self._shared.queue.admission.waiting,
+                "operations": {
+                    state.value: count
+                    for state, count in self._shared.later.operations.counts.items()
+                },
+                "lost": [one.sandbox for one in node.lost],
+                "last_event": self._shared.events.last,
                 "revision": node.desired.state.revision,
                 "layout": facts.layout,
                 "program": facts.program,
@@ -57,6 +67,29 @@ class NodePaths:
                 "uptime_s": round(time.monotonic() - facts.started, 3),
             },
         )
+
+    def _cordon(self, call: Call) -> Answer:
+        return self._set_cordon(call, True)
+
+    def _uncordon(self, call: Call) -> Answer:
+        return self._set_cordon(call, False)
+
+    def _set_cordon(self, call: Call, wanted: bool) -> Answer:
+        if call.request.body:
+            requests.NOTHING(call.request.body)
+        node = self._shared.node
+        changed = node.cordon(wanted)
+        if changed:
+            self._shared.queue.refuse(node.refuses)
+            kind = "node-cordoned" if wanted else "node-uncordoned"
+            self._shared.happened(call.request, kind, {"sandboxes": node.count(), "status": 200})
+        body: Json = {
+            "schema": schema("cordon"),
+            "cordoned": node.cordoned,
+            "sandboxes": node.count(),
+            "reserved": node.pool.counts["reserved"],
+        }
+        return json_answer(200, body, told=changed)
 
     async def _down(self, call: Call) -> Answer:
         force = requests.DOWN(call.request.body).force if call.request.body else False

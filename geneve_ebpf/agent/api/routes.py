@@ -6,6 +6,7 @@ from __future__ import annotations
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import Json, route_json, schema
 from geneve_ebpf.agent.api.call import Call, Shared, Table, json_answer, listed
+from geneve_ebpf.agent.desired import Outcome
 from geneve_ebpf.agent.http import Answer
 from geneve_ebpf.control.state import DesiredState
 from geneve_ebpf.errors import Code, GeneveError
@@ -79,10 +80,18 @@ class Routes:
 
     async def _set_route(self, call: Call, *, replace: bool) -> Answer:
         route = route_of(requests.ROUTE(call.request.body))
-        created = await self._shared.node.desired.put_route(route, replace=replace)
-        return json_answer(
-            201 if created else 200, {"schema": schema("route"), "route": route_json(route)}
-        )
+        outcome = await self._shared.node.desired.put_route(route, replace=replace)
+        status = 201 if outcome is Outcome.ADDED else 200
+        changed = outcome is not Outcome.SAME
+        if changed:
+            self._tell(call, f"route-{outcome.value}", route, status)
+        body: Json = {"schema": schema("route"), "route": route_json(route)}
+        return json_answer(status, body, told=changed)
+
+    def _tell(self, call: Call, kind: str, route: Route, status: int) -> None:
+        vni = self._shared.node.desired.state.vpcs[route.vpc].vni
+        what = route_json(route) | {"vni": vni, "status": status}
+        self._shared.happened(call.request, kind, what)
 
     async def _delete_route(self, call: Call) -> Answer:
         for key in ("vpc", "prefix"):
@@ -96,7 +105,9 @@ class Routes:
         route = await self._shared.node.desired.delete_route(
             parse_name(call.query["vpc"], "vpc"), parse_prefix(call.query["prefix"])
         )
-        return json_answer(200, {"schema": schema("route"), "route": route_json(route)})
+        self._tell(call, "route-removed", route, 200)
+        body: Json = {"schema": schema("route"), "route": route_json(route)}
+        return json_answer(200, body, told=True)
 
 
 def route_of(body: requests.RouteBody, where: str = "") -> Route:

@@ -5,26 +5,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from geneve_ebpf.agent import requests
-from geneve_ebpf.agent.answers import counters_json, ipv4_text, sandbox_text, schema
+from geneve_ebpf.agent.answers import counters_json, sandbox_text, schema
 from geneve_ebpf.agent.api.call import (
     Call,
+    Failure,
     Shared,
     Table,
     encode,
     list_body,
     listed,
+    prefers_async,
+    timeout_of,
     whole_number,
 )
-from geneve_ebpf.agent.http import Answer, Peer, Request
+from geneve_ebpf.agent.api.operations import accepted
+from geneve_ebpf.agent.events import Attached
+from geneve_ebpf.agent.http import Answer, Patient, Peer, Request
+from geneve_ebpf.agent.operations import Operation
 from geneve_ebpf.agent.pace import Pace
 from geneve_ebpf.agent.service import Timing
-from geneve_ebpf.model import Attachment, Endpoint
+from geneve_ebpf.model import Attachment, parse_name
 
-Failure = Callable[[Request, BaseException], Answer]
+ASYNC_TIMEOUT = 60.0  # seconds that an asynchronous attach may take if none are named
 
 
 class Sandboxes:
@@ -48,42 +55,91 @@ class Sandboxes:
             },
         }
 
-    def attach(self, request: Request, name: str) -> Answer:
+    def attach(self, request: Request, name: str) -> Answer | Patient:
         """PUT /v1/sandboxes/{id}, the hot path: dispatched by hand, logged after the answer."""
         try:
             body = requests.ATTACH(request.body)
-            attachment, timing = self._shared.node.attach(
-                name, body.vpc, body.address, body.address6, body.slot, request.received
-            )
+            if request.fields:
+                return self._attach_as_wished(request, name, body)
+            return self._attach_now(request, name, body)
         except BaseException as error:
             return self._failure(request, error)
-        status = 200 if timing is None else 201
-        text = self._sandbox_text(attachment, body.vpc, timing)
-        self._log_attach(request.peer, attachment, body.vpc, status, timing)
-        return Answer(status, f"{{{text}}}".encode())
 
-    def _log_attach(
-        self, peer: Peer, attachment: Attachment, vpc: str, status: int, timing: Timing | None
-    ) -> None:
-        # Names and addresses have been checked: there is nothing in them to quote.
-        self._shared.log.change(
-            "attach",
-            lambda: (
-                f"sandbox={attachment.sandbox} vpc={vpc}"
-                f" address={_spoken(attachment.endpoint)} slot=slot-{attachment.slot}"
-                f" generation={attachment.generation} status={status}"
-                f" ns={0 if timing is None else timing.total} uid={peer.uid} pid={peer.pid}"
-            ),
-        )
-
-    def _put_sandbox(self, call: Call) -> Answer:
+    def _put_sandbox(self, call: Call) -> Answer | Patient:
         """The same, for names that needed decoding."""
-        body = requests.ATTACH(call.request.body)
+        answer = self.attach(call.request, call.name)
+        return answer._replace(logged=True) if isinstance(answer, Answer) else answer
+
+    def _attach_now(
+        self, request: Request, name: str, body: requests.Attach, called: bool = False
+    ) -> Answer:
         attachment, timing = self._shared.node.attach(
-            call.name, body.vpc, body.address, body.address6, body.slot, call.request.received
+            name,
+            body.vpc,
+            body.address,
+            body.address6,
+            body.slot,
+            request.received,
+            called=called,
         )
         text = self._sandbox_text(attachment, body.vpc, timing)
+        self._tell_attach(request, attachment, body.vpc, timing)
         return Answer(200 if timing is None else 201, f"{{{text}}}".encode())
+
+    def _tell_attach(
+        self, request: Request, attachment: Attachment, vpc: str, timing: Timing | None
+    ) -> None:
+        if timing is None:
+            self._shared.log.change(
+                "attach",
+                f"{Attached(attachment, vpc, 200, 0).text()} uid={request.peer.uid}"
+                f" pid={request.peer.pid} trace={request.trace}",
+            )
+        else:
+            self._shared.happened(request, "attach", Attached(attachment, vpc, 201, timing.total))
+
+    # Not at once
+
+    def _attach_as_wished(
+        self, request: Request, name: str, body: requests.Attach
+    ) -> Answer | Patient:
+        """With header fields that may ask to wait for a slot, or not to wait for the attach."""
+        seconds = timeout_of(request)
+        if prefers_async(request):
+            operation = self._shared.later.operations.submit(
+                parse_name(name, "sandbox"),
+                parse_name(body.vpc, "vpc"),
+                body,
+                timeout=ASYNC_TIMEOUT if seconds is None else seconds,
+                trace=request.trace,
+                uid=request.peer.uid,
+                pid=request.peer.pid,
+            )
+            self.start(operation)
+            return accepted(operation)
+        if seconds is None:
+            return self._attach_now(request, name, body)
+        return self._shared.with_a_slot(
+            request,
+            body.vpc,
+            seconds,
+            partial(self._attach_now, request, name, body),
+            self._failure,
+        )
+
+    def start(self, operation: Operation) -> None:
+        """Have an operation carried out."""
+        self._shared.later.start(operation, self._attempt)
+
+    def _attempt(self, operation: Operation, called: bool) -> bytes:
+        assert isinstance(operation.body, requests.Attach)
+        peer = Peer(operation.pid, operation.uid, -1, frozenset())
+        target = f"/v1/sandboxes/{operation.sandbox}"
+        now = time.perf_counter_ns()
+        request = Request("PUT", target, b"", peer, now, operation.trace)
+        return self._attach_now(request, operation.sandbox, operation.body, called).body
+
+    # What an attach is answered with
 
     def _sandbox_text(self, attachment: Attachment, vpc: str, timing: Timing | None = None) -> str:
         place = self._shared.node.pool.place(attachment.slot)
@@ -120,17 +176,25 @@ class Sandboxes:
         generation = None
         if "generation" in call.query:
             generation = whole_number(call.query["generation"], "generation")
-        return self._detach(call.request.peer, call.name, generation)
+        return self._detach(call.request, call.name, generation)
 
-    def _detach(self, peer: Peer, name: str, generation: int | None) -> Answer:
+    def _detach(self, request: Request, name: str, generation: int | None) -> Answer:
         detached = self._shared.node.detach(name, generation)
         if detached is None:
             return Answer(204)
         attachment, counters = detached
-        self._shared.log.change(
+        self._shared.happened(
+            request,
             "detach",
-            f"sandbox={name} address={_spoken(attachment.endpoint)} slot=slot-{attachment.slot}"
-            f" generation={attachment.generation} status=200 uid={peer.uid} pid={peer.pid}",
+            {
+                "sandbox": name,
+                "vpc": self._shared.node.vpc_name(attachment.endpoint.vni),
+                "vni": attachment.endpoint.vni,
+                "address": [str(address) for address in attachment.endpoint.addresses],
+                "slot": f"slot-{attachment.slot}",
+                "generation": attachment.generation,
+                "status": 200,
+            },
         )
         return Answer(
             200,
@@ -176,7 +240,7 @@ class Sandboxes:
 
     def _batched_detach(self, request: Request, raw: msgspec.Raw, where: str) -> Answer:
         item = requests.BATCH_DETACH(raw, where)
-        return self._detach(request.peer, item.sandbox, item.generation)
+        return self._detach(request, item.sandbox, item.generation)
 
     def _batched_attach(self, request: Request, raw: msgspec.Raw, where: str) -> Answer:
         # An item's time starts with the item: what was before it is not its wait.
@@ -186,14 +250,5 @@ class Sandboxes:
             item.sandbox, item.vpc, item.address, item.address6, item.slot, received
         )
         text = self._sandbox_text(attachment, item.vpc, timing)
-        status = 200 if timing is None else 201
-        self._log_attach(request.peer, attachment, item.vpc, status, timing)
-        return Answer(status, f"{{{text}}}".encode())
-
-
-def _spoken(endpoint: Endpoint) -> str:
-    """Its addresses, as they stand in the log."""
-    if endpoint.address is None:
-        return str(endpoint.address6)
-    spoken = ipv4_text(endpoint.address)
-    return spoken if endpoint.address6 is None else f"{spoken},{endpoint.address6}"
+        self._tell_attach(request, attachment, item.vpc, timing)
+        return Answer(200 if timing is None else 201, f"{{{text}}}".encode())

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from geneve_ebpf.agent import requests
-from geneve_ebpf.agent.answers import schema, slot_json
-from geneve_ebpf.agent.api.call import Call, Shared, Table, json_answer
-from geneve_ebpf.agent.http import Answer
+from geneve_ebpf.agent.answers import Json, schema, slot_json
+from geneve_ebpf.agent.api.call import Call, Failure, Shared, Table, json_answer, timeout_of
+from geneve_ebpf.agent.http import Answer, Patient, Request
+from geneve_ebpf.agent.slot_pool import Place
 
 
 class Slots:
-    """Answers for slots."""
+    """Answers for slots. failure: the answer to a reservation that waited and failed."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, failure: Failure) -> None:
         self._shared = shared
+        self._failure = failure
 
     def table(self) -> Table:
         """The paths."""
@@ -34,26 +38,30 @@ class Slots:
             },
         )
 
-    def _reserve(self, call: Call) -> Answer:
+    def _reserve(self, call: Call) -> Answer | Patient:
         if call.request.body:
             requests.NOTHING(call.request.body)
-        place = self._shared.node.reserve()
-        return json_answer(
-            201,
-            {
-                "schema": schema("slot"),
-                "slot": slot_json(self._shared.node.pool, place),
-                "guest": self._shared.guest,
-            },
-        )
+        seconds = timeout_of(call.request)
+        if seconds is None:
+            return self._reserve_now(call.request)
+        # Those whose tenant is not known yet share turns like one more VPC.
+        work = partial(self._reserve_now, call.request)
+        return self._shared.with_a_slot(call.request, "", seconds, work, self._failure)
+
+    def _reserve_now(self, request: Request, called: bool = False) -> Answer:
+        place = self._shared.node.reserve(called=called)
+        return self._told(201, request, "reserve", place)
 
     def _release(self, call: Call) -> Answer:
         place = self._shared.node.release(call.name)
-        return json_answer(
-            200,
-            {
-                "schema": schema("slot"),
-                "slot": slot_json(self._shared.node.pool, place),
-                "guest": self._shared.guest,
-            },
-        )
+        return self._told(200, call.request, "release", place)
+
+    def _told(self, status: int, request: Request, kind: str, place: Place) -> Answer:
+        what: Json = {"slot": f"slot-{place.index}", "status": status}
+        self._shared.happened(request, kind, what)
+        body: Json = {
+            "schema": schema("slot"),
+            "slot": slot_json(self._shared.node.pool, place),
+            "guest": self._shared.guest,
+        }
+        return json_answer(status, body, told=True)

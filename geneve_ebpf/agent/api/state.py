@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 from geneve_ebpf.agent import requests
-from geneve_ebpf.agent.answers import schema, vpc_json, vtep_json
+from geneve_ebpf.agent.answers import Json, route_json, schema, vpc_json, vtep_json
 from geneve_ebpf.agent.api.call import Call, Shared, Table, encode, encoded, json_answer
 from geneve_ebpf.agent.api.routes import route_of, route_text
 from geneve_ebpf.agent.api.vpcs import vpc_of
 from geneve_ebpf.agent.http import Answer
-from geneve_ebpf.control.state import DesiredState
+from geneve_ebpf.control.state import DesiredState, Difference
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import Vtep, parse_address, parse_mtu
+
+TOLD_EACH = 100  # changes of one state that are an event each
 
 
 class State:
@@ -55,6 +59,7 @@ class State:
         difference = await desired.replace(
             after, body.revision, lambda: _steps_of_filling(after, body)
         )
+        self._tell(call, difference)
         return json_answer(
             200,
             {
@@ -62,7 +67,29 @@ class State:
                 "revision": desired.state.revision,
                 "changes": difference.counts(),
             },
+            told=True,
         )
+
+    def _tell(self, call: Call, difference: Difference) -> None:
+        """One event for each change if there are few, and one for all in any case."""
+        tell = partial(self._shared.happened, call.request)
+        nouns: dict[str, Callable[[Any], Json]] = {
+            "vpc": vpc_json,
+            "vtep": vtep_json,
+            "route": route_json,
+        }
+        counts: Json = {
+            f"{noun}s_{how}": len(getattr(difference, f"{noun}s_{how}"))
+            for noun in nouns
+            for how in ("added", "changed", "removed")
+        }
+        if difference.size() <= TOLD_EACH:
+            for noun, as_json in nouns.items():
+                for how in ("added", "changed", "removed"):
+                    for one in getattr(difference, f"{noun}s_{how}"):
+                        tell(f"{noun}-{how}", as_json(one))
+        revision = self._shared.node.desired.state.revision
+        tell("state-applied", {"revision": revision} | counts | {"status": 200})
 
 
 def _steps_of_filling(state: DesiredState, body: requests.State) -> Iterator[None]:

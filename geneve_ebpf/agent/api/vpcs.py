@@ -6,6 +6,7 @@ from __future__ import annotations
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import Json, schema, vpc_json, vtep_json
 from geneve_ebpf.agent.api.call import Call, Shared, Table, json_answer
+from geneve_ebpf.agent.desired import Outcome
 from geneve_ebpf.agent.http import Answer
 from geneve_ebpf.model import (
     Vpc,
@@ -51,19 +52,24 @@ class Vpcs:
         return json_answer(200, {"schema": schema("vpc")} | vpc_json(vpc) | more)
 
     async def _post_vpc(self, call: Call) -> Answer:
-        return await self._create_vpc(vpc_of(requests.VPC_NAMED(call.request.body)))
+        return await self._create_vpc(call, vpc_of(requests.VPC_NAMED(call.request.body)))
 
     async def _put_vpc(self, call: Call) -> Answer:
         body = requests.VPC_SETTINGS(call.request.body)
-        return await self._create_vpc(vpc_of(body, name=call.name))
+        return await self._create_vpc(call, vpc_of(body, name=call.name))
 
-    async def _create_vpc(self, vpc: Vpc) -> Answer:
+    async def _create_vpc(self, call: Call, vpc: Vpc) -> Answer:
         created = await self._shared.node.desired.create_vpc(vpc)
-        return json_answer(201 if created else 200, {"schema": schema("vpc")} | vpc_json(vpc))
+        if created:
+            self._shared.happened(call.request, "vpc-added", vpc_json(vpc) | {"status": 201})
+        return json_answer(
+            201 if created else 200, {"schema": schema("vpc")} | vpc_json(vpc), told=created
+        )
 
     async def _delete_vpc(self, call: Call) -> Answer:
         vpc = await self._shared.node.desired.delete_vpc(parse_name(call.name))
-        return json_answer(200, {"schema": schema("vpc")} | vpc_json(vpc))
+        self._shared.happened(call.request, "vpc-removed", vpc_json(vpc) | {"status": 200})
+        return json_answer(200, {"schema": schema("vpc")} | vpc_json(vpc), told=True)
 
     def _list_vteps(self, call: Call) -> Answer:
         vteps = sorted(self._shared.node.desired.state.vteps.items())
@@ -74,12 +80,18 @@ class Vpcs:
     async def _put_vtep(self, call: Call) -> Answer:
         body = requests.VTEP_SETTINGS(call.request.body or b"{}")
         vtep = Vtep(parse_address(call.name), parse_mtu(body.mtu))
-        created = await self._shared.node.desired.put_vtep(vtep)
-        return json_answer(201 if created else 200, {"schema": schema("vtep")} | vtep_json(vtep))
+        outcome = await self._shared.node.desired.put_vtep(vtep)
+        status = 201 if outcome is Outcome.ADDED else 200
+        changed = outcome is not Outcome.SAME
+        if changed:
+            what = vtep_json(vtep) | {"status": status}
+            self._shared.happened(call.request, f"vtep-{outcome.value}", what)
+        return json_answer(status, {"schema": schema("vtep")} | vtep_json(vtep), told=changed)
 
     async def _delete_vtep(self, call: Call) -> Answer:
         vtep = await self._shared.node.desired.delete_vtep(parse_address(call.name))
-        return json_answer(200, {"schema": schema("vtep")} | vtep_json(vtep))
+        self._shared.happened(call.request, "vtep-removed", vtep_json(vtep) | {"status": 200})
+        return json_answer(200, {"schema": schema("vtep")} | vtep_json(vtep), told=True)
 
 
 def vpc_of(body: requests.VpcNamed | requests.VpcSettings, where: str = "", name: str = "") -> Vpc:

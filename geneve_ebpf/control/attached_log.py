@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remembers over a reboot who was attached, so that it can be said who was lost.
+
+The maps are the record of what is attached, and end with the kernel. This is a
+file of lines in the state directory, appended to behind the answers and never
+synced: after a power cut the last ones may be missing. Its first line names the
+boot that the others are of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from geneve_ebpf.model import Attachment
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# So many lines are appended before the file is written anew without the past.
+LINES_MAX = 50_000
+
+
+class Lost(NamedTuple):
+    """A sandbox that was attached."""
+
+    sandbox: str
+    vni: int
+    addresses: tuple[str, ...]
+    slot: int
+    generation: int
+
+
+class AttachedLog:
+    """The file, open for appending."""
+
+    def __init__(self, path: Path, boot_id: Path = BOOT_ID) -> None:
+        self._path = path
+        self._boot = boot_id.read_text().strip()
+        self._descriptor = -1
+        self._lines = 0
+        self._unwritten: list[Attachment | str] = []  # the latter was detached
+        self.full = False  # it is time for `rewrite`
+
+    def read(self) -> tuple[bool, list[Lost]]:
+        """Whether the file is of this boot, and who was attached by its word."""
+        try:
+            boot, *lines = self._path.read_text(errors="replace").splitlines()
+        except (OSError, ValueError):
+            return True, []
+        attached: dict[str, Lost] = {}
+        for line in lines:
+            match line.split(" "):
+                case ["+", sandbox, vni, addresses, slot, generation]:
+                    with contextlib.suppress(ValueError):
+                        attached[sandbox] = Lost(
+                            sandbox,
+                            int(vni),
+                            tuple(addresses.split(",")),
+                            int(slot),
+                            int(generation),
+                        )
+                case ["-", sandbox]:
+                    attached.pop(sandbox, None)
+        return boot == self._boot, list(attached.values())
+
+    def attached(self, one: Attachment) -> bool:
+        """Note an attach, to be written by `flush`. True if that has to be arranged for."""
+        return self._note(one)
+
+    def detached(self, sandbox: str) -> bool:
+        """Note a detach; as `attached`."""
+        return self._note(sandbox)
+
+    def flush(self) -> None:
+        """Write what was noted. A full disk costs a report after a reboot, nothing else."""
+        text = "".join([f"- {o}\n" if isinstance(o, str) else _line(o) for o in self._unwritten])
+        self._unwritten.clear()
+        with contextlib.suppress(OSError):
+            if self._descriptor >= 0:
+                os.write(self._descriptor, text.encode())
+        self.full = self._lines >= LINES_MAX
+
+    def rewrite(self, attachments: Iterable[Attachment]) -> None:
+        """Replace the file's content, or leave it be where there is no room for a new one."""
+        lines = [f"{self._boot}\n", *map(_line, attachments)]
+        self._unwritten.clear()
+        self._lines, self.full = len(lines), False
+        new = self._path.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            descriptor = os.open(
+                new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+            os.write(descriptor, "".join(lines).encode())
+            new.rename(self._path)
+            self.close()
+            self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Write what was noted and close the file, which stays."""
+        if self._unwritten:
+            self.flush()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _note(self, one: Attachment | str) -> bool:
+        self._unwritten.append(one)
+        self._lines += 1
+        return len(self._unwritten) == 1
+
+
+def _line(one: Attachment) -> str:
+    addresses = ",".join(map(str, one.endpoint.addresses))
+    return f"+ {one.sandbox} {one.endpoint.vni} {addresses} {one.slot} {one.generation}\n"
