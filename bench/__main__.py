@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from bench.testbed import BenchError
 from geneve_ebpf.errors import Exit, GeneveError
+
+SIM = "storms of 10 to 100,000 sandboxes, simulated with the times that a bench measured; no root"
 
 
 def arguments() -> argparse.Namespace:
@@ -41,13 +44,35 @@ def arguments() -> argparse.Namespace:
                 metavar="N",
                 help="attaches at once in the largest storm (default: %(default)s)",
             )
+    sim = benches.add_parser("sim", help=SIM, description=SIM)
+    sim.add_argument(
+        "--measured",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a record of `script/bench attach --json FILE`: the service times",
+    )
+    sim.add_argument(
+        "--storm",
+        type=Path,
+        metavar="FILE",
+        help="a record of `script/bench storm --json FILE`, to be checked against",
+    )
+    sim.add_argument("--page", type=Path, metavar="FILE", help="write a page with plots here")
+    sim.add_argument(
+        "--most",
+        type=int,
+        default=100_000,
+        metavar="N",
+        help="sandboxes in the largest storm (default: %(default)s)",
+    )
     return parser.parse_args()
 
 
 def main() -> int:
     """Run one bench; the exit status."""
     asked = arguments()
-    if asked.rounds < 1 or getattr(asked, "most", 1) < 1:
+    if getattr(asked, "rounds", 1) < 1 or getattr(asked, "most", 1) < 1:
         print("bench: --rounds and --most must be at least 1", file=sys.stderr)
         return Exit.USAGE
     try:
@@ -56,6 +81,10 @@ def main() -> int:
             from bench import attach
 
             attach.main(asked.json, asked.rounds)
+        elif asked.bench == "sim":
+            from bench.sim import report
+
+            report.main(asked.measured, asked.storm, asked.page, asked.most)
         elif asked.bench == "storm":
             from bench import storm
 
