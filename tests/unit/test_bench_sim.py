@@ -103,7 +103,7 @@ def record(bench, rows, path):
         | dict.fromkeys(("min", "p50", "p90", "p99", "max"), value)
         for name, value in rows.items()
     ]
-    about = {"cores": 2, "cpu": "x", "kernel": "6.18", "revision": "r"}
+    about = {"cores": 2, "cpu": "x", "kernel": "6.18", "commit": "r"}
     text = {"schema": SCHEMA, "bench": bench, "machine": about, "results": results}
     path.write_text(json.dumps(text))
     return path
