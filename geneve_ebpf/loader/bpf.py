@@ -150,14 +150,14 @@ def read_btf(ident: int) -> bytes:
         os.close(fd)
 
 
-def load_program(instructions: bytes, name: str = "") -> int:
-    """Have a tc program verified; a file descriptor. The verifier's words are not asked for."""
+def load_program(instructions: bytes, name: str = "", kind: int = SCHED_CLS) -> int:
+    """Have a program verified; a file descriptor. The verifier's words are not asked for."""
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"GPL")
     addresses = (ctypes.addressof(code), ctypes.addressof(licence))
     attr = create_attr(
         "<IIQQIIQII16s64x",
-        *(SCHED_CLS, len(instructions) // 8, *addresses, 0, 0, 0, 0, 0, name.encode()[:15]),
+        *(kind, len(instructions) // 8, *addresses, 0, 0, 0, 0, 0, name.encode()[:15]),
     )
     return call(PROG_LOAD, attr)
 
