@@ -5,10 +5,55 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.testbed import BenchError
 from geneve_ebpf.errors import Exit, GeneveError
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option that one bench alone has."""
+
+    flag: str
+    default: int | str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One bench: a module bench.NAME whose `main` takes a JSON file, rounds and its option."""
+
+    name: str
+    rounds: int
+    text: str
+    option: Option | None = None
+
+
+BENCHES = (
+    Bench("attach", 8, "ours by library and through the agent; script, netlink, pooled classic"),
+    Bench(
+        "storm",
+        3,
+        "1 to 200 attaches at the same instant while others are detached",
+        Option("--most", 200, "attaches at once in the largest storm"),
+    ),
+    Bench("first_byte", 8, "from the request to attach to the first byte from another node"),
+    Bench(
+        "wire",
+        5,
+        "TCP, datagrams, questions and connections: ours beside six others",
+        Option("--only", "", "only works whose name begins so, such as tcp1"),
+    ),
+    Bench(
+        "cost",
+        5,
+        "ns a packet by the kernel's clock, as a node fills with sandboxes and routes",
+        Option("--most", 1_000_000, "routes"),
+    ),
+)
+
 
 SIM = "storms of 10 to 100,000 sandboxes, simulated with the times that a bench measured; no root"
 
@@ -17,86 +62,125 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="script/bench",
-        description="Measure attaching a sandbox, or one TCP stream, beside the classic way. "
+        description="Measure attaching a sandbox and what the wire carries, beside other ways. "
         "Runs as root in network namespaces of its own and touches no other interface.",
     )
-    benches = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
-    for name, rounds, text in (
-        ("attach", 8, "ours by library and through the agent; script, netlink and pooled classic"),
-        ("storm", 3, "1 to 200 attaches at the same instant while others are detached"),
-        ("first_byte", 8, "from the request to attach to the first byte from another node"),
-        ("tcp", 6, "one TCP stream: ours, a VXLAN device on a bridge, a bare veth"),
-    ):
-        bench = benches.add_parser(name, help=text, description=text)
-        bench.add_argument("--json", metavar="FILE", help="write the record here; - is stdout")
-        bench.add_argument(
-            "--rounds",
-            type=int,
-            default=rounds,
-            metavar="N",
-            help="rounds after the warm-up (default: %(default)s)",
-        )
-        if name == "storm":
-            bench.add_argument(
-                "--most",
-                type=int,
-                default=200,
-                metavar="N",
-                help="attaches at once in the largest storm (default: %(default)s)",
+    commands = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
+    for bench in BENCHES:
+        one = commands.add_parser(bench.name, help=bench.text, description=bench.text)
+        one.add_argument("--json", metavar="FILE", help="write the record here; - is stdout")
+        rounds(one, bench.rounds)
+        if bench.option is not None:
+            one.add_argument(
+                bench.option.flag,
+                dest="option",
+                type=type(bench.option.default),
+                default=bench.option.default,
+                metavar="N" if isinstance(bench.option.default, int) else "NAME",
+                help=f"{bench.option.text} (default: {bench.option.default or 'all'})",
             )
-    sim = benches.add_parser("sim", help=SIM, description=SIM)
-    sim.add_argument(
+    simulated(commands.add_parser("sim", help=SIM, description=SIM))
+    text = "all benches, and a page with their plots"
+    every = commands.add_parser("all", help=text, description=text)
+    every.add_argument("--report", type=Path, required=True, metavar="DIR", help="write it here")
+    rounds(every, None)
+    text = "the page anew, from the records that are there"
+    page = commands.add_parser("report", help=text, description=text)
+    page.add_argument("directory", type=Path, metavar="DIR")
+    text = "two records of one bench, row by row"
+    both = commands.add_parser("compare", help=text, description=text)
+    both.add_argument("before", type=Path, metavar="A")
+    both.add_argument("after", type=Path, metavar="B")
+    return parser.parse_args()
+
+
+def simulated(parser: argparse.ArgumentParser) -> None:
+    """The options of the simulation."""
+    parser.add_argument(
         "--measured",
         type=Path,
         required=True,
         metavar="FILE",
         help="a record of `script/bench attach --json FILE`: the service times",
     )
-    sim.add_argument(
+    parser.add_argument(
         "--storm",
         type=Path,
         metavar="FILE",
         help="a record of `script/bench storm --json FILE`, to be checked against",
     )
-    sim.add_argument("--page", type=Path, metavar="FILE", help="write a page with plots here")
-    sim.add_argument(
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write a page with plots here")
+    parser.add_argument(
         "--most",
+        dest="option",
         type=int,
         default=100_000,
         metavar="N",
         help="sandboxes in the largest storm (default: %(default)s)",
     )
-    return parser.parse_args()
+
+
+def rounds(parser: argparse.ArgumentParser, default: int | None) -> None:
+    """The option that most have."""
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=default,
+        metavar="N",
+        help="rounds after the warm-up (default: " + (f"{default})" if default else "as each has)"),
+    )
+
+
+def measure(asked: argparse.Namespace) -> None:
+    """Run one bench. Raises BenchError or GeneveError."""
+    # Imported here, so that --help and a wrong name answer at once.
+    if asked.bench == "attach":
+        from bench import attach
+
+        attach.main(asked.json, asked.rounds)
+    elif asked.bench == "storm":
+        from bench import storm
+
+        storm.main(asked.json, asked.rounds, asked.option)
+    elif asked.bench == "first_byte":
+        from bench import first_byte
+
+        first_byte.main(asked.json, asked.rounds)
+    elif asked.bench == "wire":
+        from bench import wire
+
+        wire.main(asked.json, asked.rounds, asked.option)
+    elif asked.bench == "cost":
+        from bench import cost
+
+        cost.main(asked.json, asked.rounds, asked.option)
+    elif asked.bench == "sim":
+        from bench.sim import report as simulation
+
+        simulation.main(asked.measured, asked.storm, asked.page, asked.option)
+    elif asked.bench == "compare":
+        from bench import compare
+
+        compare.main(asked.before, asked.after)
+    elif asked.bench == "report":
+        from bench import report
+
+        report.main(asked.directory)
+    else:
+        from bench import report
+
+        report.measure_all(asked.report, [bench.name for bench in BENCHES], asked.rounds)
 
 
 def main() -> int:
     """Run one bench; the exit status."""
     asked = arguments()
-    if getattr(asked, "rounds", 1) < 1 or getattr(asked, "most", 1) < 1:
+    few = [getattr(asked, name, None) for name in ("rounds", "option")]
+    if any(isinstance(number, int) and number < 1 for number in few):
         print("bench: --rounds and --most must be at least 1", file=sys.stderr)
         return Exit.USAGE
     try:
-        # Imported here, so that --help and a wrong name answer at once.
-        if asked.bench == "attach":
-            from bench import attach
-
-            attach.main(asked.json, asked.rounds)
-        elif asked.bench == "sim":
-            from bench.sim import report
-
-            report.main(asked.measured, asked.storm, asked.page, asked.most)
-        elif asked.bench == "storm":
-            from bench import storm
-
-            storm.main(asked.json, asked.rounds, asked.most)
-        elif asked.bench == "first_byte":
-            from bench import first_byte
-
-            first_byte.main(asked.json, asked.rounds)
-        else:
-            from bench import tcp
-
-            tcp.main(asked.json, asked.rounds, list(tcp.BEDS))
+        measure(asked)
     except BenchError as error:
         print(f"\nbench: {error}", file=sys.stderr)
         return Exit.FAILED

@@ -85,7 +85,7 @@ def underlay_switch(*nodes: Path) -> Callable[[Wire], None]:
 
 @contextmanager
 def sandboxes(name: str, nodes: tuple[Node, Node]) -> Iterator[list[Path]]:
-    """A namespace by each node, with `eth0` and 10.0.0.1 or .2; `host` is its other end. Both up."""
+    """A namespace by each node, with `eth0` and 10.0.0.1 or .2; `host` is its other end."""
     with ExitStack() as stack:
         made: list[Path] = []
         for node, address in zip(nodes, (SENDER, RECEIVER), strict=True):

@@ -71,6 +71,8 @@ class Row:
             "min": round(samples[0], 3),
             "spread": round(self.spread, 3),
             "round_p50": [round(value, 3) for value in self.medians],
+            # Every hundredth of the way from the least to the most, for a plot.
+            "hundredths": [round(percentile(samples, share / 100), 3) for share in range(101)],
         }
 
 
@@ -206,6 +208,8 @@ def as_json(
     about: Mapping[str, object],
     rows: Sequence[Row],
     found: Mapping[str, Ratio],
+    notes: Sequence[str] = (),
+    series: Sequence[Mapping[str, object]] = (),
 ) -> dict[str, object]:
     """The whole record, ready to be written."""
     return {
@@ -217,6 +221,8 @@ def as_json(
         "ratio_rounds": {
             name: [round(ratio.low, 3), round(ratio.high, 3)] for name, ratio in found.items()
         },
+        "notes": list(notes),
+        "series": list(series),
     }
 
 
@@ -229,8 +235,13 @@ def report(
     restless: int,
     notes: Sequence[str],
     json_file: str | None,
+    series: Sequence[Mapping[str, object]] = (),
 ) -> None:
-    """Print the table on stdout and write the record; `-` swaps them: JSON on stdout."""
+    """
+    Print the table on stdout and write the record; `-` swaps them: JSON on stdout.
+
+    series: curves for the report's page, each {title, x, y, log_x, lines: {name: [(x, y)]}}.
+    """
     about["load_after"] = machine.load()
     about["restless_batches"] = restless
     taken = [row for row in rows.values() if row.rounds]
@@ -250,7 +261,7 @@ def report(
             "Stop what else runs, and repeat.",
             file=out,
         )
-    text = json.dumps(as_json(bench, about, taken, found), indent=1)
+    text = json.dumps(as_json(bench, about, taken, found, notes, series), indent=1)
     if json_file == "-":
         print(text)
     elif json_file:
