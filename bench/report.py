@@ -84,7 +84,7 @@ def measure_all(directory: Path, names: Sequence[str], rounds: int | None) -> No
         words = [] if rounds is None else ["--rounds", str(rounds)]
         say(f"{name} …")
         done = subprocess.run(
-            [sys.executable, "-m", "bench", name, "--json", record, *words], check=False
+            [sys.executable, "-m", "bench", name, "--json", str(record), *words], check=False
         )
         say(f"{name} took {time.monotonic() - began:.0f} s")
         if done.returncode == 130:
@@ -101,8 +101,8 @@ def simulate(directory: Path) -> None:
     """Storms simulated with the times just measured, on a page of their own."""
     measured, storm = directory / "attach.json", directory / "storm.json"
     if measured.exists() and storm.exists():
-        words = ["--measured", measured, "--storm", storm, "--page", directory / STORMS]
-        subprocess.run([sys.executable, "-m", "bench", "sim", *words], check=False)
+        words = ("--measured", measured, "--storm", storm, "--page", directory / STORMS)
+        subprocess.run([sys.executable, "-m", "bench", "sim", *map(str, words)], check=False)
 
 
 def main(directory: Path) -> None:
