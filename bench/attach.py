@@ -84,7 +84,7 @@ def slot_make(node: LibraryNode, samples: int) -> list[float]:
     return taken
 
 
-def agent_attach(node: Agent, cpu: int, samples: int) -> list[float]:
+def agent_attach(node: Agent, cpu: int, samples: int, **more: bool) -> list[float]:
     """PUT /v1/sandboxes/{id}: from the first byte sent to the parsed answer."""
     node.wait_for_slots()
     taken: list[float] = []
@@ -97,7 +97,7 @@ def agent_attach(node: Agent, cpu: int, samples: int) -> list[float]:
         with pinned(cpu):
             for path in paths:
                 start = time.perf_counter_ns()
-                status, _ = ask("PUT", path, {"vpc": VPC})
+                status, _ = ask("PUT", path, {"vpc": VPC, **more})
                 taken.append((time.perf_counter_ns() - start) / 1e3)
                 done += 1
                 if status != 201:
@@ -226,6 +226,13 @@ def main(json_file: str | None, rounds: int) -> None:
                 1,
                 0,
             ),
+            Contestant(
+                "attach.verify",
+                "us",
+                OURS,
+                partial(agent_attach, served, second, verify=True),
+                OURS,
+            ),
             Contestant("attach.batch64", "us", BATCHES, partial(agent_batch, served, second), 2),
             *(
                 [
@@ -284,6 +291,7 @@ def notes(kind: str, floor: Floor) -> list[str]:
         "attach.library: DataPlane.attach. attach.agent: PUT /v1/sandboxes/{id} on the agent's "
         "socket, caller on another CPU than the agent; …_one_cpu: on the same; attach.agent_c…: "
         "the caller is a program in C.",
+        "attach.verify: as attach.agent, with `verify`.",
         f"attach.batch64: {BATCH} in one request, the request's time divided by {BATCH}.",
         "…_first: after a pause and other contestants' work, one at a time.",
         f"{floor.row}: an echo of the same size that does no work, in {language}.",

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from socket import inet_ntoa
 
 from geneve_ebpf.agent.slot_pool import Place, SlotPool
-from geneve_ebpf.dataplane import Counters, Drops, Event, Traffic
+from geneve_ebpf.dataplane import Counters, Drops, Event, Probe, Traffic
 from geneve_ebpf.model import Attachment, Guest, Route, Vpc, Vtep
 
 Json = dict[str, object]
@@ -97,6 +97,22 @@ def counters_json(counters: Counters) -> Json:
     return {
         name: traffic_json(getattr(counters, name))
         for name in ("tx_local", "tx_remote", "rx_local", "rx_remote")
+    }
+
+
+def verified_json(probes: list[Probe]) -> Json:
+    """What an attach with `verify` saw."""
+    return {
+        "passed": all(probe.passed for probe in probes),
+        "probes": [
+            {
+                "program": probe.program,
+                "family": f"ipv{probe.family}",
+                "passed": probe.passed,
+                "saw": probe.saw,
+            }
+            for probe in probes
+        ],
     }
 
 

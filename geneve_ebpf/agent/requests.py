@@ -28,6 +28,7 @@ class Attach(Body):
     address: str | None = None  # IPv4
     address6: str | None = None
     slot: str | None = None
+    verify: bool = False
 
 
 class BatchAttach(Body):

@@ -21,7 +21,7 @@ from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.slot_pool import Phase, Place, SlotPool
 from geneve_ebpf.control.attached_log import AttachedLog, Lost
 from geneve_ebpf.control.rest_log import Rest, RestLog
-from geneve_ebpf.dataplane import Counters, DataPlane
+from geneve_ebpf.dataplane import Counters, DataPlane, Probe, Prober
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import (
     Attachment,
@@ -79,6 +79,7 @@ class Node:
         self._later = later
         self.lost: list[Lost] = []  # attached before a reboot, or before their node vanished
         self._attachments: dict[str, Attachment] = {}
+        self._prober: Prober | None = None  # made when it is first asked for
         # Why nothing new is taken in: it is being taken down, or is cordoned.
         self.refuses: Callable[[], GeneveError] | None = None
 
@@ -228,6 +229,12 @@ class Node:
                 for sandbox, address, until in book.resting()
             )
         return attachment, counters
+
+    def probe(self, attachment: Attachment) -> list[Probe]:
+        """What the node's programs make of packets for the sandbox: see `Prober`."""
+        if self._prober is None:
+            self._prober = Prober(self.dataplane, self.settings.run_directory)
+        return self._prober.probe(attachment, self.pool.place(attachment.slot).ifindex)
 
     def attachment(self, name: str) -> Attachment:
         """The sandbox of that name. Raises SANDBOX_NOT_FOUND."""

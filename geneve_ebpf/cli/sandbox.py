@@ -52,6 +52,13 @@ def attach(
             show_default=False,
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Ask the node's programs what becomes of its packets; 8 if they drop one.",
+        ),
+    ] = False,
     later: Annotated[
         bool,
         typer.Option("--async", help="Do not wait for it; see `operations`."),
@@ -59,7 +66,7 @@ def attach(
 ) -> None:
     """Put a sandbox into a VPC. The same again changes nothing."""
     path = f"/v1/sandboxes/{parse_name(sandbox, 'sandbox')}"
-    body = {"vpc": parse_name(vpc, "vpc")}
+    body: dict[str, Any] = {"vpc": parse_name(vpc, "vpc")}
     for text in address or ():
         one = parse_address(text)
         key = "address" if one.version == 4 else "address6"
@@ -73,6 +80,8 @@ def attach(
         body[key] = str(one)
     if slot:
         body["slot"] = parse_slot(slot)
+    if verify:
+        body["verify"] = True
     headers = {}
     if timeout is not None:
         headers["Request-Timeout"] = f"{timeout:f}"
@@ -85,7 +94,15 @@ def attach(
         return
     took = f" in {answer['timing_ns']['total'] / 1000:.0f} us" if status == 201 else " already"
     where = f"{output.shown(_addresses(answer))} in vpc {answer['vpc']} on {answer['slot']['id']}"
-    output.emit(answer, f"{sandbox} attached{took}: {where}, netns {answer['slot']['netns']}")
+    told = f"{sandbox} attached{took}: {where}, netns {answer['slot']['netns']}"
+    seen = answer["verified"]["probes"] if verify else []
+    output.emit(
+        answer,
+        told,
+        *(f"{'ok  ' if one['passed'] else 'FAIL'}  {one['program']}: {one['saw']}" for one in seen),
+    )
+    if verify and not answer["verified"]["passed"]:
+        raise typer.Exit(Exit.DEGRADED)
 
 
 def detach(

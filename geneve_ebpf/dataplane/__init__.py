@@ -11,6 +11,7 @@ from geneve_ebpf.abi import Direction, DropReason, EventKind
 from geneve_ebpf.dataplane.counters import Counters, Drops, Event, Traffic
 from geneve_ebpf.dataplane.node import bring_up, facts, splice_program, tear_down
 from geneve_ebpf.dataplane.plane import DataPlane
+from geneve_ebpf.dataplane.probe import Probe, Prober
 from geneve_ebpf.dataplane.uplinks import Seen, Uplinks
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "Drops",
     "Event",
     "EventKind",
+    "Probe",
+    "Prober",
     "Seen",
     "Traffic",
     "Uplinks",

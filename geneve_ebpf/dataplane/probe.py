@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from geneve_ebpf.abi import Direction
 from geneve_ebpf.dataplane.config import read_config
@@ -42,7 +43,8 @@ class Probe:
 class Prober:
     """Probes attachments of one node. Its calls must be made in the node's namespace."""
 
-    def __init__(self, plane: DataPlane, pins: Pins) -> None:
+    def __init__(self, plane: DataPlane, run_directory: Path) -> None:
+        pins = Pins(run_directory)
         self._plane = plane
         self._config = read_config(pins)
         self._programs = {

@@ -19,7 +19,7 @@ from tests.programs import Node
 @pytest.fixture
 def probe(any_node: Node):
     """Probes the attachment of a slot; (program, family, passed, saw) of each."""
-    prober = Prober(any_node.plane, any_node.pins)
+    prober = Prober(any_node.plane, any_node.settings.run_directory)
 
     def run(attachment: Attachment, ifindex: int):
         with namespaces.entering(any_node.netns):

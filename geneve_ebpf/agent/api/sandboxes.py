@@ -10,7 +10,7 @@ from functools import partial
 import msgspec
 
 from geneve_ebpf.agent import requests
-from geneve_ebpf.agent.answers import counters_json, sandbox_text, schema
+from geneve_ebpf.agent.answers import counters_json, sandbox_text, schema, verified_json
 from geneve_ebpf.agent.api.call import (
     Call,
     Failure,
@@ -83,6 +83,9 @@ class Sandboxes:
             called=called,
         )
         text = self._sandbox_text(attachment, body.vpc, timing)
+        if body.verify:
+            seen = encode(verified_json(self._shared.node.probe(attachment))).decode()
+            text = f'{text},"verified":{seen}'
         self._tell_attach(request, attachment, body.vpc, timing)
         return Answer(200 if timing is None else 201, f"{{{text}}}".encode())
 
