@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
-import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -510,49 +506,6 @@ def test_two_nodes_of_one_machine_share_nothing(pair: tuple[Node, Node]) -> None
     finally:
         a.bring_up()
         introduce(a, b)
-
-
-def test_a_start_that_is_killed_is_picked_up_by_the_next(bed: Bed, place: NodeSettings) -> None:
-    """At four moments, wherever they fall: the next start works, and down leaves nothing."""
-    chance = random.Random(6081)
-    command = [sys.executable, "-m", "geneve_ebpf.dataplane.node_setup", "up", place.as_json()]
-    netns = place.netns
-    assert netns is not None
-    for number in range(4):
-        with subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
-        ) as child:
-            killer = threading.Timer(chance.uniform(0.3, 1.6), kill_group, [child.pid])
-            killer.start()
-            child.wait()
-            killer.cancel()
-            killer.join()
-        if number % 2:
-            plane = dataplane.bring_up(place)
-            facts = dataplane.facts(place.run_directory)
-            where = slots.Place(
-                place.run_directory / "netns",
-                place.guest,
-                facts.mtu,
-                facts.block,
-                facts.program,
-                facts.guard,
-            )
-            with namespaces.entering(netns), RouteSocket() as door:
-                plane.add_slot(0, slots.make(door, where, 0))
-            assert [slot.index for slot in plane.slots()] == [0]
-            assert hooks_of(netns) == ["uplink_rx", *["sandbox_tx", "sandbox_guard"] * 2]
-            plane.close()
-        dataplane.tear_down(place)
-        assert not place.run_directory.exists()
-        assert interfaces(netns) == {"lo", "uplink0"}
-        assert hooks_of(netns) == []
-
-
-def kill_group(pid: int) -> None:
-    """SIGKILL for a child and its children."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
 
 
 def test_facts_are_what_the_kernel_says(pair: tuple[Node, Node]) -> None:
