@@ -1,24 +1,34 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Make this machine a node: lab/provision.sh VTEP-ADDRESS [CHECKOUT]
+# Make this machine, any fresh Debian 12, one of the lab:
 #
-# Installs what the checkout needs, puts the command on the PATH and writes a
-# configuration whose uplink is the interface that has the address. Starts
-# nothing, and may be run again.
+#   lab/provision.sh VTEP-ADDRESS [CHECKOUT]   a worker: a node whose uplink is the
+#                                              interface that has the address
+#   lab/provision.sh --client                  the machine outside: no node, only tools
+#
+# Installs what is needed, puts the command on the PATH, writes a configuration and
+# the service's unit. Starts and enables nothing, and may be run again.
 set -euo pipefail
 
 if [[ $# -lt 1 || $EUID -ne 0 ]]; then
-    printf 'usage, as root: lab/provision.sh VTEP-ADDRESS [CHECKOUT]\n' >&2
+    printf 'usage, as root: lab/provision.sh VTEP-ADDRESS [CHECKOUT] | --client\n' >&2
     exit 2
 fi
 vtep=$1 checkout=${2:-/vagrant}
 config=/etc/geneve-ebpf/agent.toml
+export DEBIAN_FRONTEND=noninteractive
+
+if ! command -v iperf3 python3 ping >/dev/null; then
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends iperf3 iputils-ping python3 >/dev/null
+fi
+[[ $vtep != --client ]] || exit 0
 
 "$checkout/script/bootstrap"
 ln -sfn "$checkout/.venv/bin/geneve-ebpf" /usr/local/bin/geneve-ebpf
 
-uplink=$(ip -oneline -4 address show to "$vtep" | awk 'NR == 1 { print $2 }')
+uplink=$(ip -oneline address show to "$vtep" | awk 'NR == 1 { print $2 }')
 if [[ -z $uplink ]]; then
     printf 'provision: no interface has the address %s\n' "$vtep" >&2
     exit 1
@@ -31,6 +41,9 @@ cat >"$config" <<TOML
 vtep = "$vtep"
 uplinks = ["$uplink"]
 TOML
+geneve-ebpf config check "$config"
+install -m 644 "$checkout/deploy/geneve-ebpf.service" /etc/systemd/system/
+systemctl daemon-reload
 
 printf 'provision: ready, with VTEP %s on %s. Start the agent with\n' "$vtep" "$uplink"
-printf '  sudo geneve-ebpf agent run --config %s\n' "$config"
+printf '  sudo systemctl start geneve-ebpf\n'
