@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from geneve_ebpf.agent.answers import ipv4_text
 from geneve_ebpf.agent.log import Log, quoted
@@ -87,22 +87,16 @@ class Event(NamedTuple):
     pid: int
     content: Content
 
-    def log_text(self) -> str:
-        """The event as the log has it, without time and kind."""
-        text = self.content.text()
-        if self.trace:
-            text = f"{text} uid={self.uid} pid={self.pid} trace={self.trace}"
-        return text
-
 
 class Events:
     """The history. All methods belong to the event loop's thread."""
 
     def __init__(self, log: Log, now: Callable[[], float], *, first: int, kept: int = KEPT) -> None:
         """now: seconds since the epoch. first: the number of the first event."""
+        log.say = _log_text
         self._log = log
         self._now = now
-        self._kept: deque[Event] = deque(maxlen=kept)
+        self._kept: deque[tuple[Any, ...]] = deque(maxlen=kept)  # fields of Event
         self._next = first
         self._news: asyncio.Event | None = None
         self.closed = False
@@ -113,13 +107,15 @@ class Events:
         return self._next - 1
 
     def add(
-        self, kind: str, content: Content, *, trace: str = "", uid: int = -1, pid: int = 0
+        self, kind: str, content: Content, trace: str = "", uid: int = -1, pid: int = 0
     ) -> None:
         """Something happened: keep it, log it, tell who follows."""
-        event = Event(self._next, self._now(), kind, trace, uid, pid, content)
-        self._next += 1
+        number = self._next
+        self._next = number + 1
+        # Attaching waits for this: what can be made by who reads it is made there.
+        event = (number, self._now(), kind, trace, uid, pid, content)
         self._kept.append(event)
-        self._log.change(kind, event.log_text)
+        self._log.change(kind, event)
         if self._news is not None:
             self._news.set()
 
@@ -140,7 +136,7 @@ class Events:
                 field="since",
                 details={"oldest": oldest, "last": self.last},
             )
-        return list(islice(kept, start - oldest, start - oldest + limit))
+        return list(map(Event._make, islice(kept, start - oldest, start - oldest + limit)))
 
     async def news(self) -> None:
         """Wait for an event that is not there yet, or for the end."""
@@ -155,6 +151,13 @@ class Events:
         self.closed = True
         if self._news is not None:
             self._news.set()
+
+
+def _log_text(event: tuple[Any, ...]) -> str:
+    """An event as the log has it, without time and kind."""
+    _, _, _, trace, uid, pid, content = event
+    text: str = content.text()
+    return f"{text} uid={uid} pid={pid} trace={trace}" if trace else text
 
 
 def _spoken(endpoint: Endpoint) -> str:

@@ -10,9 +10,13 @@ import re
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 # What stands in a line as it is; anything else becomes a JSON string.
 PLAIN = re.compile(r"[!#-&(-<>-\[\]-~]+")  # printable ASCII without " ' = \ and space
+
+
+Plain = str | tuple[Any, ...]
 
 
 class Log:
@@ -25,7 +29,8 @@ class Log:
 
     def __init__(self, descriptor: int = 2) -> None:
         self._descriptor = descriptor
-        self._waiting: list[tuple[float, str, str | Callable[[], str], dict[str, object]]] = []
+        self._waiting: list[tuple[float, str, Plain, dict[str, object]]] = []
+        self.say: Callable[[tuple[Any, ...]], str] = str  # puts a tuple of `change` into words
         self._second = 0
         self._stamp = ""
         self._later: Callable[[Callable[[], object]], object] | None = None
@@ -48,11 +53,11 @@ class Log:
         fields["error"] = "".join(traceback.format_exception(error))
         self._record("error", event, fields)
 
-    def change(self, event: str, plain: str | Callable[[], str] = "", **fields: object) -> None:
+    def change(self, event: str, plain: Plain = "", **fields: object) -> None:
         """A request that changed something, or tried to.
 
-        plain: key=value text that holds nothing to quote, or what makes it,
-        which is then called when the record is written.
+        plain: key=value text that holds nothing to quote, or a tuple that `say`
+        makes such a text of when the record is written.
         """
         if not self._waiting and self._later is not None:
             self._later(self.flush)
@@ -79,7 +84,7 @@ class Log:
         level: str,
         now: float,
         event: str,
-        plain: str | Callable[[], str],
+        plain: Plain,
         fields: dict[str, object],
     ) -> str:
         second = int(now)
@@ -88,7 +93,7 @@ class Log:
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         head = f"time={self._stamp}.{int((now - second) * 1000):03d}Z level={level} event={event}"
         if plain:
-            head = f"{head} {plain if isinstance(plain, str) else plain()}"
+            head = f"{head} {plain if isinstance(plain, str) else self.say(plain)}"
         if not fields:
             return f"{head}\n"
         return f"{head} {' '.join([f'{key}={quoted(str(v))}' for key, v in fields.items()])}\n"

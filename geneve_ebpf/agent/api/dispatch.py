@@ -59,9 +59,6 @@ class Api:
         """Answer a request; never raises."""
         if request.fields and IDEMPOTENCY_KEY in request.fields and request.method not in READING:
             return self._once(request)
-        return self._handle(request)
-
-    def _handle(self, request: Request) -> Answer | Awaitable[Answer]:
         # The hot path first, in as few steps as possible.
         target = request.target
         if (
@@ -105,7 +102,8 @@ class Api:
             return self._failure(request, error)
         if before is not None:
             return before._replace(head=before.head + b"Idempotency-Replayed: true\r\n")
-        answer = self._handle(request)
+        fields = {key: value for key, value in request.fields.items() if key != IDEMPOTENCY_KEY}
+        answer = self.handle(request._replace(fields=fields))
         if isinstance(answer, Answer):
             self._settle(key, answer)
             return answer

@@ -99,7 +99,9 @@ class Sandboxes:
                 f" pid={request.peer.pid} trace={request.trace}",
             )
         else:
-            self._shared.happened(request, "attach", Attached(attachment, vpc, 201, timing.total))
+            peer = request.peer
+            content = Attached._make((attachment, vpc, 201, timing.total))
+            self._shared.events.add("attach", content, request.trace, peer.uid, peer.pid)
 
     # Not at once
 
