@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from geneve_ebpf.errors import Code, GeneveError
 
-# docs/decisions/0008 says where these come from.
+# docs/decisions/0009 says where these come from.
 WAITING_MAX = 1024
 WAITING_PER_VPC = 256
 RETRY_AFTER_MAX = 60  # seconds

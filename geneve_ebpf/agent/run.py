@@ -98,6 +98,7 @@ def serve(config: AgentConfig) -> None:
             contextlib.closing(Store(settings.state_directory / "state.db"))
         )
         state = store.load(Rules(settings.guest, settings.vtep))
+        log.info("bringing-up", uplinks=",".join(settings.uplinks))
         dataplane = stack.enter_context(contextlib.closing(bring_up(settings)))
         recorder = stack.enter_context(
             contextlib.closing(Recorder(settings.run_directory / "latency"))

@@ -92,6 +92,8 @@ def attach(
     if status == 202:
         output.emit(answer, f"{sandbox} is being attached: operation {answer['operation']}")
         return
+    for warning in answer.get("warnings", ()):
+        output.note(f"warning: {output.one_line(warning)}")
     took = f" in {answer['timing_ns']['total'] / 1000:.0f} us" if status == 201 else " already"
     where = f"{output.shown(_addresses(answer))} in vpc {answer['vpc']} on {answer['slot']['id']}"
     told = f"{sandbox} attached{took}: {where}, netns {answer['slot']['netns']}"
@@ -145,12 +147,13 @@ def list_() -> None:
             item["address"],
             item["address6"],
             item["slot"]["id"],
+            item["slot"]["host_interface"],
             item["generation"],
             output.age(item["attached_at"]),
         )
         for item in answer["sandboxes"]
     ]
-    header = ("SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "GENERATION", "AGE")
+    header = ("SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "INTERFACE", "GENERATION", "AGE")
     output.emit(answer, *output.table(header, rows))
 
 

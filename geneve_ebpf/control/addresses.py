@@ -100,6 +100,11 @@ class AddressBook:
             )
         self._part(address).check(sandbox, address)
 
+    def elsewhere(self, address: Address) -> RouteKind | None:
+        """The kind of the route that leads the address's packets away from this node."""
+        kind = self._part(address).kind_over(int(address))
+        return None if kind is RouteKind.LOCAL else kind
+
     def take(self, sandbox: str, address: Address) -> None:
         """Mark an address as the sandbox's, whatever it was: the data plane says so."""
         self._part(address).take(sandbox, int(address))
@@ -375,6 +380,10 @@ class Addresses(Generic[A]):
             if kind is not None:
                 return kind, number & ~span, number | span
         return None, 0, self._all_ones
+
+    def kind_over(self, number: int) -> RouteKind | None:
+        """The kind of the longest route over an address."""
+        return self._match(number)[0]
 
     def _is_ours(self, number: int) -> bool:
         """May the address be chosen on this node, as far as prefixes and routes say?"""

@@ -50,6 +50,7 @@ def _up(settings: NodeSettings) -> None:
         vrf = hooks.vrf_of(uplinks)
         mtu = slot_mtu(settings, uplinks)
         _refuse_other_config(pins, settings)
+        _refuse_fewer_uplinks(ip, pins, settings)
         _refuse_other_namespace(ip, settings)
         block, anchor = hooks.hang_blocks(ip, door, pins, vrf)
         write_config(pins, Config.of(settings), anchor)
@@ -93,7 +94,7 @@ def _refuse_other_node(ip: IPRoute, settings: NodeSettings) -> None:
 
 
 def _refuse_other_config(pins: Pins, settings: NodeSettings) -> None:
-    """Slots carry the guest's addresses, peers know the VTEP: no change under them."""
+    """Slots carry the guest's addresses, peers of sandboxes know the VTEP: no change under them."""
     try:
         before = read_config(pins)
     except GeneveError:
@@ -101,21 +102,50 @@ def _refuse_other_config(pins: Pins, settings: NodeSettings) -> None:
     wanted = Config.of(settings)
     if before == wanted:
         return
-    plane = DataPlane.open(settings.run_directory, writable=False)
-    try:
-        in_use = any(True for _ in plane.slots())
-    finally:
-        plane.close()
-    if in_use:
-        differing = [
-            name for name in Config.__slots__ if getattr(before, name) != getattr(wanted, name)
-        ]
+    differing = [
+        name for name in Config.__slots__ if getattr(before, name) != getattr(wanted, name)
+    ]
+    slots, sandboxes = _known_slots(settings), _sandboxes(settings)
+    if sandboxes or (slots and set(differing) - {"vtep", "udp_port"}):
         raise GeneveError(
             Code.NODE_IN_USE,
-            f"the node is up with another {', '.join(differing)}",
-            hint="take it down first: geneve-ebpf node down",
+            "the node is up with "
+            + ", ".join(f"another {name} ({_said(getattr(before, name))})" for name in differing),
+            hint="undo the change, or take the node down first: geneve-ebpf node down",
             field=differing[0],
         )
+
+
+def _refuse_fewer_uplinks(ip: IPRoute, pins: Pins, settings: NodeSettings) -> None:
+    """Sandboxes are reached through the uplinks there are: none is taken from under them."""
+    gone = sorted(
+        name
+        for name in hooks.hung_uplinks(pins) - set(settings.uplinks)
+        if links.index_of(ip, name)
+    )
+    if gone and _sandboxes(settings):
+        raise GeneveError(
+            Code.NODE_IN_USE,
+            f"sandboxes are attached, and the node's uplink {gone[0]} is not in the configuration",
+            hint="name it there, or detach them first: geneve-ebpf node drain",
+            field="uplinks",
+        )
+
+
+def _said(value: object) -> str:
+    return value.hex(":") if isinstance(value, bytes) else str(value)
+
+
+def _sandboxes(settings: NodeSettings) -> bool:
+    """Is anybody attached, by the maps' word?"""
+    try:
+        plane = DataPlane.open(settings.run_directory, writable=False)
+    except GeneveError:
+        return False
+    try:
+        return any(True for _ in plane.attachments())
+    finally:
+        plane.close()
 
 
 def _refuse_other_namespace(ip: IPRoute, settings: NodeSettings) -> None:

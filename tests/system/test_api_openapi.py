@@ -105,6 +105,8 @@ EXCHANGES: list[tuple[Any, ...]] = [
     (201, "POST", "/v1/slots:reserve", None),
     (201, "PUT", "/v1/sandboxes/a", {"vpc": "blue", "address": "10.0.1.9", "slot": "{slot}"}),
     (409, "DELETE", "/v1/slots/{slot}", None),
+    (201, "PUT", "/v1/sandboxes/behind", {"vpc": "blue", "address": "10.0.2.77"}),
+    (200, "DELETE", "/v1/sandboxes/behind", None),
     (200, "PUT", "/v1/sandboxes/a", {"vpc": "blue"}),
     (409, "PUT", "/v1/sandboxes/a", {"vpc": "blue", "address": "10.0.1.8"}),
     (400, "PUT", "/v1/sandboxes/b", {"vpc": "blue"} | BAD),
@@ -167,7 +169,7 @@ EXCHANGES: list[tuple[Any, ...]] = [
     (200, "POST", "/v1/node:uncordon", {}),
     (200, "DELETE", "/v1/sandboxes/e", None),
     (503, "POST", "/v1/slots:reserve", "until there is none"),
-    (503, "PUT", "/v1/sandboxes/late", {"vpc": "blue"}),
+    (503, "PUT", "/v1/sandboxes/late", "when there is no slot"),
     # All at once
     (200, "GET", "/v1/state", None),
     (200, "PUT", "/v1/state", {"vpcs": [BLUE | {"name": "blue"}], "routes": [LOCAL]}),
@@ -203,6 +205,12 @@ def answers():
                 while agent.ask(method, target)[0] == 201:
                     pass
                 body = None
+            elif body == "when there is no slot":
+                body = {"vpc": "blue"}
+                while agent.ask(method, target, body)[0] == 201:  # one became ready just now
+                    agent.ask("DELETE", target)
+                    while agent.ask("POST", "/v1/slots:reserve")[0] == 201:
+                        pass
             elif body == "when the slot process is dead":
                 # The agent starts another after 0.2 s; until then it says what is wrong.
                 kill_slot_process(lab.agents["node1"])

@@ -314,13 +314,21 @@ def test_a_block_number_in_use_is_left_to_its_user(bed: Bed, place: NodeSettings
 
 
 def test_an_uplink_may_be_the_interface_of_a_vlan(bed: Bed) -> None:
-    """Its name has a dot, which a BPF file system takes in none of its own."""
+    """Its name has a dot, which a BPF file system takes in none of its own. None is taken from
+    under a sandbox.
+    """
     netns, other = bed.namespace("named"), bed.namespace("far")
     for name in ("eth0.100", "eth0.200"):
         bed.wire(netns, name, other, f"far-{name}")
     node = bed.node(netns, "192.0.2.1", "eth0.100", "eth0.200")
     assert hooks.hung_uplinks(node.pins) == {"eth0.100", "eth0.200"}
 
+    node.sandbox(BLUE, "10.0.1.5")
+    with pytest.raises(GeneveError) as refused:
+        dataplane.bring_up(replace(node.settings, uplinks=("eth0.100",)))
+    assert (refused.value.code, refused.value.field) == (Code.NODE_IN_USE, "uplinks")
+    assert hooks.hung_uplinks(node.pins) == {"eth0.100", "eth0.200"}
+    node.destroy_slots()
     node.bring_up(replace(node.settings, uplinks=("eth0.100",)))
 
     assert hooks.hung_uplinks(node.pins) == {"eth0.100"}

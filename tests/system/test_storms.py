@@ -335,6 +335,41 @@ def test_each_change_is_an_event_that_names_it(bench):
     assert (events[4]["name"], events[6]["vpcs_removed"]) == ("red", 1)
 
 
+def test_an_address_behind_a_remote_route_is_taken_with_a_warning(bench):
+    """In the answer, and on stderr of the command; not for one that is this node's."""
+    bench.must("PUT", "/v1/vteps/192.0.2.9", {})
+    remote = {"vpc": "blue", "prefix": "10.0.9.0/24", "kind": "remote", "vtep": "192.0.2.9"}
+    bench.must("POST", "/v1/routes", remote)
+
+    behind = bench.must("PUT", "/v1/sandboxes/one", {"vpc": "blue", "address": "10.0.9.9"})
+    clear = bench.must("PUT", "/v1/sandboxes/two", {"vpc": "blue", "address": "10.0.88.9"})
+
+    assert ["remote route covers 10.0.9.9" in text for text in behind["warnings"]] == [True]
+    assert "warnings" not in clear
+    typed = geneve(bench.node, "attach", "three", "--vpc", "blue", "--ip", "10.0.9.10")
+    assert typed.returncode == 0
+    assert typed.stderr.startswith("warning: a remote route covers 10.0.9.10")
+
+
+def test_another_vtep_is_refused_while_somebody_is_attached(bench):
+    """By an agent that is started with it; then it may change, though slots are there."""
+    bench.must("PUT", "/v1/sandboxes/one", {"vpc": "blue"})
+    node = bench.node
+    vtep = bench.must("GET", "/v1/node")["vtep"]
+    other = Path(node.directory, "other.toml")
+    other.write_text(node.config.read_text().replace(f'"{vtep}"', '"192.0.2.77"'))
+    bench.agent.close()
+    bench.lab.stop_agent(node, signal.SIGTERM)
+
+    refusal = geneve(node, "agent", "run", "--config", other)
+
+    assert refusal.returncode == 4
+    assert f"the node is up with another vtep ({vtep})" in refusal.stderr
+    bench.lab.start_agent(node)
+    bench.lab.wait_ready(node)
+    assert bench.attached() == {"one"}
+
+
 def test_a_cordoned_node_takes_what_was_reserved_and_stays_so(bench):
     """Over an agent that is killed, too."""
     slot = bench.must("POST", "/v1/slots:reserve")["slot"]["id"]

@@ -362,9 +362,9 @@ def test_list_shows_every_sandbox(ask):
 
     header, line = out.splitlines()
     assert header.split() == [
-        "SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "GENERATION", "AGE",
+        "SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "INTERFACE", "GENERATION", "AGE",
     ]  # fmt: skip
-    assert line.split()[:-1] == ["web", "blue", "10.0.0.5", "-", "slot-3", "12"]
+    assert line.split()[:-1] == ["web", "blue", "10.0.0.5", "-", "slot-3", "gnv3", "12"]
     assert line.split()[-1].endswith("d")
     assert requests == [("GET", "/v1/sandboxes", None)]
 

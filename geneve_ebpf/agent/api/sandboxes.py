@@ -83,6 +83,8 @@ class Sandboxes:
             called=called,
         )
         text = self._sandbox_text(attachment, body.vpc, timing)
+        if timing is not None and (body.address or body.address6):
+            text += self._warnings(attachment)
         if body.verify:
             seen = encode(verified_json(self._shared.node.probe(attachment))).decode()
             text = f'{text},"verified":{seen}'
@@ -102,6 +104,16 @@ class Sandboxes:
             peer = request.peer
             content = Attached._make((attachment, vpc, 201, timing.total))
             self._shared.events.add("attach", content, request.trace, peer.uid, peer.pid)
+
+    def _warnings(self, attachment: Attachment) -> str:
+        """What may surprise whoever asked for this address, as a member of the body."""
+        book = self._shared.node.desired.book(attachment.endpoint.vni)
+        warnings = [
+            f"a {kind.value} route covers {address}: other nodes do not send its packets here"
+            for address in attachment.endpoint.addresses
+            if (kind := book.elsewhere(address)) is not None
+        ]
+        return f',"warnings":{encode(warnings).decode()}' if warnings else ""
 
     # Not at once
 
