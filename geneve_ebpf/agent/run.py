@@ -60,7 +60,7 @@ SWEEP_EVERY = 5.0  # seconds between looks for half-sent requests
 # full one. A full one walks what is not frozen; there is nothing in it that needs haste.
 COLLECT = (20_000, 20, 1000)
 # Seconds that records of changes may wait, so that many go out in one write, after the answers.
-LOG_AFTER = 0.001
+LOG_AFTER = 0.005
 # A waiting thread gets the interpreter after this many seconds (default 5 ms).
 SWITCH_INTERVAL = 0.0001
 

@@ -50,6 +50,9 @@ class Phase(str, Enum):
     ATTACHED = "attached"
     RETIRING = "retiring"
 
+    # Enum's own is written in Python, and slots are counted by phase on the hot path.
+    __hash__ = str.__hash__
+
 
 @dataclass(slots=True)
 class Place:

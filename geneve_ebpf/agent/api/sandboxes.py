@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 
 import msgspec
@@ -228,44 +228,44 @@ class Sandboxes:
 
     async def _batch(self, call: Call) -> Answer:
         batch = requests.BATCH(call.request.body)
-        results: list[bytes] = []
-        pace = Pace()
+        results: list[str] = []
+        await Pace().through(self._steps_of(call.request, batch, results))
+        return Answer(200, list_body(schema("batch"), "results", [",".join(results).encode()]))
+
+    def _steps_of(
+        self, request: Request, batch: requests.Batch, results: list[str]
+    ) -> Iterator[None]:
+        """Carry a batch out, item by item; results: each one's status and body in one object."""
         for number, raw in enumerate(batch.detach):
-            where = f"detach[{number}]"
-            results.append(self._batched(call.request, raw, where, self._batched_detach))
-            await pace.breathe()
+            results.append(self._batched_detach(request, raw, f"detach[{number}]"))
+            yield
         for number, raw in enumerate(batch.attach):
-            where = f"attach[{number}]"
-            results.append(self._batched(call.request, raw, where, self._batched_attach))
-            await pace.breathe()
-        return Answer(200, list_body(schema("batch"), "results", results))
+            results.append(self._batched_attach(request, raw, f"attach[{number}]"))
+            yield
 
-    def _batched(
-        self,
-        request: Request,
-        raw: msgspec.Raw,
-        where: str,
-        work: Callable[[Request, msgspec.Raw, str], Answer],
-    ) -> bytes:
-        """One item of a batch: its answer's status and body in one object."""
+    def _batched_detach(self, request: Request, raw: msgspec.Raw, where: str) -> str:
         try:
-            answer = work(request, raw, where)
+            item = requests.BATCH_DETACH(raw, where)
+            return _as_item(self._detach(request, item.sandbox, item.generation))
         except BaseException as error:
-            answer = self._failure(request, error)
-        separator = b"," if answer.body else b"}"
-        return b'{"status":%d%b%b' % (answer.status, separator, answer.body[1:])
+            return _as_item(self._failure(request, error))
 
-    def _batched_detach(self, request: Request, raw: msgspec.Raw, where: str) -> Answer:
-        item = requests.BATCH_DETACH(raw, where)
-        return self._detach(request, item.sandbox, item.generation)
-
-    def _batched_attach(self, request: Request, raw: msgspec.Raw, where: str) -> Answer:
+    def _batched_attach(self, request: Request, raw: msgspec.Raw, where: str) -> str:
         # An item's time starts with the item: what was before it is not its wait.
         received = time.perf_counter_ns()
-        item = requests.BATCH_ATTACH(raw, where)
-        attachment, timing = self._shared.node.attach(
-            item.sandbox, item.vpc, item.address, item.address6, item.slot, received
-        )
-        text = self._sandbox_text(attachment, item.vpc, timing)
-        self._tell_attach(request, attachment, item.vpc, timing)
-        return Answer(200 if timing is None else 201, f"{{{text}}}".encode())
+        try:
+            item = requests.BATCH_ATTACH(raw, where)
+            attachment, timing = self._shared.node.attach(
+                item.sandbox, item.vpc, item.address, item.address6, item.slot, received
+            )
+            text = self._sandbox_text(attachment, item.vpc, timing)
+            self._tell_attach(request, attachment, item.vpc, timing)
+            return f'{{"status":{200 if timing is None else 201},{text}}}'
+        except BaseException as error:
+            return _as_item(self._failure(request, error))
+
+
+def _as_item(answer: Answer) -> str:
+    """An answer as an item of a batch."""
+    body = answer.body.decode()
+    return f'{{"status":{answer.status},{body[1:]}' if body else f'{{"status":{answer.status}}}'
