@@ -243,7 +243,7 @@ enum drop_reason {
 	X(6, DHCP_ANSWERED, "a sandbox asked for its configuration by DHCP and got an answer") \
 	X(7, TOO_BIG_SENT, "a sandbox was told that its packet was too big for the way") \
 	X(8, PATH_MTU_LEARNED, "a hop of the underlay said that our packets are too big for it") \
-	X(9, MSS_CLAMPED, "the segment size in a sandbox's TCP handshake was lowered to what the way carries")
+	X(9, MSS_CLAMPED, "the segment size in a TCP handshake of a sandbox was lowered to what the way carries")
 
 enum event_kind {
 #define X(number, name, text) EVENT_##name = number,

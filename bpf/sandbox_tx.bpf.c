@@ -105,7 +105,8 @@ static inline int send_remote(struct __sk_buff *skb,
 		skb->cb[TOO_BIG_MTU] = mtu - more;
 		return jump_to(skb, DIRECTION_TX, JUMP_SANDBOX_TOO_BIG);
 	}
-	reason = clamp_mss(skb, inner, mtu - more);
+	if (is_syn(skb, inner))
+		reason = clamp_mss(skb, inner, mtu - more);
 	if (!reason)
 		reason = translate_source(skb, config, from, inner);
 	if (reason)

@@ -8,8 +8,10 @@
 #include "address.h"
 #include "checksum.h"
 #include "geneve.h"
+#include "inner.h"
 #include "kernel.h"
 #include "outer.h"
+#include "translate.h"
 
 /* What the outer headers of a frame for us say. Offsets are in the frame. */
 struct arrival {
@@ -126,15 +128,57 @@ static inline int read_outer(struct __sk_buff *skb, const __u32 l2,
 	return udp->destination == config->udp_port;
 }
 
+/* A tunnel device of this machine takes the outer sum before the inner one is made,
+ * where that is left to a NIC (lco_csum in the kernel): what is from the inner L4
+ * header on will add up to the complement of its field, which holds the inner
+ * pseudo-header's sum so far. There is no NIC on a veth, so we see it as it is.
+ * `sum` is the outer pseudo-header's.
+ */
+static inline int sums_around_partial(struct __sk_buff *skb,
+				      const struct arrival *arrival,
+				      const struct geneve *geneve, __u64 sum)
+{
+	__u32 at = arrival->udp + sizeof(struct udp) + sizeof(*geneve) +
+		   options_length(geneve);
+	__be16 protocol = geneve->protocol, field;
+	struct address source;
+	struct inner inner;
+	__u32 offset;
+
+	if (protocol == to_be16(GENEVE_ETHERNET)) {
+		at += ETH_HLEN;
+		if (read_bytes(skb, at - sizeof(protocol), &protocol,
+			       sizeof(protocol)))
+			return 0;
+	}
+	if (!family_of(protocol) ||
+	    read_inner(skb, at, arrival->end, family_of(protocol), &inner) ||
+	    !inner.first)
+		return 0;
+	if (inner.protocol != IPPROTO_TCP && inner.protocol != IPPROTO_UDP)
+		return 0;
+	offset = checksum_offset(inner.family, inner.protocol);
+	source = source_of(&inner);
+	if (inner.l4 + offset + sizeof(field) > at + inner.length ||
+	    read_bytes(skb, inner.l4 + offset, &field, sizeof(field)) ||
+	    field != fold(pseudo_sum(&source, &inner.destination,
+				     at + inner.length - inner.l4,
+				     inner.protocol)))
+		return 0;
+	return sum_bytes(skb, arrival->udp, inner.l4 - arrival->udp,
+			 sum + (__u16)~field, HEADERS_MAX) == 0xffff;
+}
+
 /* RFC 8926 section 3.3: a checksum that is there must be right. Right is, too,
- * what the NIC has verified, and a field that holds the pseudo-header's sum
- * alone: so it comes from a peer on the same machine, which leaves the rest to a
- * NIC that there is none of.
+ * what the NIC has verified, and what a peer on this same machine has left to a
+ * NIC that there is none of: a field that holds the pseudo-header's sum alone, or
+ * one that counts on an inner checksum which is not made yet.
  */
 static inline int checksum_holds(struct __sk_buff *skb,
 				 const struct node_config *config,
 				 struct arrival *arrival,
-				 const struct udp *udp)
+				 const struct udp *udp,
+				 const struct geneve *geneve)
 {
 	__u32 length = from_be16(udp->length);
 	__u64 pseudo;
@@ -149,8 +193,8 @@ static inline int checksum_holds(struct __sk_buff *skb,
 	}
 	if (bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0)
 		return 1;
-	return sum_bytes(skb, arrival->udp, length, pseudo,
-			 65535) == 0xffff;
+	return sum_bytes(skb, arrival->udp, length, pseudo, 65535) == 0xffff ||
+	       sums_around_partial(skb, arrival, geneve, pseudo);
 }
 
 /* Whether a frame for us from a known VTEP may be taken in; fills in the rest
@@ -179,7 +223,7 @@ static inline enum drop_reason check_outer(struct __sk_buff *skb,
 			return DROP_OUTER_LENGTH;
 		arrival->end = end;
 	}
-	if (!checksum_holds(skb, config, arrival, udp))
+	if (!checksum_holds(skb, config, arrival, udp, &geneve))
 		return DROP_OUTER_CHECKSUM;
 	arrival->vni = from_be32(geneve.vni) >> 8;
 	arrival->protocol = geneve.protocol;

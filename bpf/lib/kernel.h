@@ -70,8 +70,13 @@ static inline void clear_bookkeeping(struct __sk_buff *skb)
 static inline long read_bytes(struct __sk_buff *skb, __u32 at, void *to,
 			      const __u32 size)
 {
-	void *data = (void *)(long)skb->data;
+	void *data;
 
+	/* The verifier takes no pointer to a field of the context, which the
+	 * compiler would keep if it knew that this is the same one each time.
+	 */
+	asm volatile("" : "+r"(skb));
+	data = (void *)(long)skb->data;
 	/* The compiler may know how far `at` can go from what the verifier has
 	 * forgotten by now: make it compare.
 	 */

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* TCP's maximum segment size (RFC 9293 section 3.7.1): what a sandbox asks its peer
- * for is lowered to what the way there carries.
+/* TCP's maximum segment size (RFC 9293 section 3.7.1): what a sandbox and its peer ask
+ * each other for is lowered to what the way between them carries.
  *
  * For guests that cannot be told: one restored from a snapshot has the MTU of
- * where it was taken, and would have every large segment of its peer dropped
- * once before the peer learns.
+ * where it was taken, and would have every large segment dropped once, its own
+ * and its peer's, before their senders learn.
  */
 #ifndef MSS_H
 #define MSS_H
@@ -50,6 +50,15 @@ static inline enum drop_reason lower_mss(struct __sk_buff *skb,
 	return DROP_NONE;
 }
 
+static inline int is_syn(struct __sk_buff *skb, const struct inner *inner)
+{
+	__u8 flags;
+
+	return inner->protocol == IPPROTO_TCP && inner->first &&
+	       !read_bytes(skb, inner->l4 + TCP_FLAGS, &flags, sizeof(flags)) &&
+	       (flags & TCP_SYN);
+}
+
 /* In a SYN, with or without ACK, no more than fits an inner packet of `mtu`
  * bytes. Never raised; where there is no option the peer keeps to 536 or 1220
  * bytes by itself, so none is added.
@@ -59,12 +68,8 @@ static inline enum drop_reason clamp_mss(struct __sk_buff *skb,
 {
 	__u32 largest = mtu - header_size(inner) - TCP_HEADER, at, end, i;
 	struct mss_option option;
-	__u8 flags, offset;
+	__u8 offset;
 
-	if (inner->protocol != IPPROTO_TCP || !inner->first ||
-	    read_bytes(skb, inner->l4 + TCP_FLAGS, &flags, sizeof(flags)) ||
-	    !(flags & TCP_SYN))
-		return DROP_NONE;
 	if (bpf_skb_load_bytes(skb, inner->l4 + TCP_OFFSET, &offset,
 			       sizeof(offset)))
 		return DROP_NONE;

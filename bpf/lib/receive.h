@@ -18,6 +18,7 @@
 #include "jump.h"
 #include "kernel.h"
 #include "maps.h"
+#include "mss.h"
 #include "nd.h"
 #include "path_mtu.h"
 
@@ -47,6 +48,24 @@ static inline int comes_merged(struct __sk_buff *skb, struct vtep *from,
 			from->merged = left - 1;
 	}
 	return left != 0;
+}
+
+/* A SYN of the peer asks for no more than a sandbox can send back to this VTEP. What
+ * the route there is like shows only when it does.
+ */
+static inline enum drop_reason clamp_arriving(struct __sk_buff *skb,
+					      const struct node_config *config,
+					      const struct address *sender,
+					      const struct vtep *from,
+					      const struct inner *inner)
+{
+	__u32 zero = 0, more = overhead(config), mtu;
+	struct node_state *state = node_state.lookup(&zero);
+
+	if (!state || !state->slot_mtu)
+		return DROP_NONE;
+	mtu = least(state->slot_mtu + more, from->mtu);
+	return clamp_mss(skb, inner, least(mtu, path_mtu(sender)) - more);
 }
 
 /* Take everything in front of the inner packet off, and leave room for an
@@ -169,6 +188,9 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 			       &binding);
 	if (!reason)
 		reason = merge_ecn(&inner, arrival.ecn);
+	if (!reason && is_syn(skb, &inner))
+		reason = clamp_arriving(skb, config, &arrival.sender, from,
+					&inner);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
 	slot = endpoint->slot;

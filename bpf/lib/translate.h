@@ -77,9 +77,10 @@ translate_quote(struct __sk_buff *skb, const struct inner *inner,
 	__u32 size = header_size(inner);
 	__u32 quote = inner->l4 + ICMP_HEADER;
 	__u32 end = inner->l3 + inner->length;
+	struct inner quoted = { .l3 = quote, .length = end - quote };
+	union ip_header *ip = &quoted.ip;
 	__u32 at, covered;
-	union ip_header ip;
-	__u8 type, protocol;
+	__u8 type;
 	__be16 old, new;
 	long failed;
 
@@ -89,23 +90,28 @@ translate_quote(struct __sk_buff *skb, const struct inner *inner,
 	if (!is_icmp_error(family, type))
 		return DROP_NONE;
 	if (quote + size > end ||
-	    bpf_skb_load_bytes(skb, quote, &ip, size))
+	    bpf_skb_load_bytes(skb, quote, ip, size))
 		return DROP_SHORT_FRAME;
 
 	if (family == 6) {
-		if ((ip.v6.start & to_be32(0xf0000000)) != to_be32(0x60000000))
+		if ((ip->v6.start & to_be32(0xf0000000)) != to_be32(0x60000000))
 			return DROP_BAD_IP_HEADER;
-		if (!same_address(field == SOURCE ? &ip.v6.source :
-						    &ip.v6.destination, from))
+		if (!same_address(field == SOURCE ? &ip->v6.source :
+						    &ip->v6.destination, from))
 			return DROP_NONE;
 		failed = bpf_skb_store_bytes(skb, quote + field_offset(6, field),
 					     (void *)to, sizeof(*to), 0);
-		protocol = ip.v6.next;
+		quoted.protocol = ip->v6.next;
+		quoted.first = 1;
+		quoted.l4 = quote + size;
+		/* What is cut off, or cannot be seen through, is no checksum's. */
+		if (skip_extensions(skb, &quoted) || !quoted.first)
+			quoted.protocol = 0;
 		covered = 0;
 	} else {
-		if (ip.v4.version != 4 || ip.v4.ihl < 5)
+		if (ip->v4.version != 4 || ip->v4.ihl < 5)
 			return DROP_BAD_IP_HEADER;
-		if ((field == SOURCE ? ip.v4.saddr : ip.v4.daddr) !=
+		if ((field == SOURCE ? ip->v4.saddr : ip->v4.daddr) !=
 		    from->word[3])
 			return DROP_NONE;
 		failed = bpf_l3_csum_replace(skb, quote + IPV4_CHECKSUM,
@@ -113,24 +119,24 @@ translate_quote(struct __sk_buff *skb, const struct inner *inner,
 			 bpf_skb_store_bytes(skb, quote + field_offset(4, field),
 					     (void *)&to->word[3],
 					     sizeof(__be32), 0);
-		protocol = ip.v4.frag_off & to_be16(IP_OFFSET) ? 0 :
-								 ip.v4.protocol;
-		size = ip.v4.ihl * 4;
+		if (!(ip->v4.frag_off & to_be16(IP_OFFSET)))
+			quoted.protocol = ip->v4.protocol;
+		quoted.l4 = quote + ip->v4.ihl * 4;
 		covered = 1;	/* by the quoted header's own checksum */
 	}
 	if (failed)
 		return DROP_NO_REWRITE;
 
-	at = checksum_offset(family, protocol);
+	at = checksum_offset(family, quoted.protocol);
 	/* Eight bytes of L4 are all that a reporter must quote. */
-	if (at && quote + size + at + sizeof(old) <= end) {
-		at += quote + size;
+	if (at && quoted.l4 + at + sizeof(old) <= end) {
+		at += quoted.l4;
 		if (bpf_skb_load_bytes(skb, at, &old, sizeof(old)))
 			return DROP_SHORT_FRAME;
-		if (protocol != IPPROTO_UDP || old) {
+		if (quoted.protocol != IPPROTO_UDP || old) {
 			new = (__be16)~fold((__u64)(__u16)~old + change);
 			/* 0 would say that there is none. */
-			if (!new && protocol == IPPROTO_UDP)
+			if (!new && quoted.protocol == IPPROTO_UDP)
 				new = 0xffff;
 			if (bpf_skb_store_bytes(skb, at, &new, sizeof(new), 0))
 				return DROP_NO_REWRITE;

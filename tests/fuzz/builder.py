@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-from tests.model.sums import checksum, ones, pseudo
+from tests.model.sums import checksum, folded, ones, pseudo
 
 FULL, ZERO, PARTIAL, WRONG = range(4)  # what a checksum field may hold
 
@@ -85,6 +85,19 @@ def udp(
     segment = _UDP(ports[0], ports[1], size & 0xFFFF, 0) + data
     field = _sum(pseudo(source, destination, 17, 8 + len(data)), segment, mode, 17)
     return segment[:6] + field.to_bytes(2, "big") + data
+
+
+def udp_around(
+    source: bytes, destination: bytes, ports: tuple[int, int], data: bytes, start: int, field: int
+) -> bytes:
+    """A datagram whose sum counts on a device: what is from `start` on in the data is to add up
+    to the complement of `field`.
+    """
+    size = 8 + len(data)
+    segment = _UDP(ports[0], ports[1], size & 0xFFFF, 0) + data
+    covered = pseudo(source, destination, 17, size) + segment[: 8 + start]
+    total = folded(ones(covered) + (field ^ 0xFFFF)) ^ 0xFFFF or 0xFFFF
+    return segment[:6] + total.to_bytes(2, "big") + data
 
 
 def tcp(

@@ -82,10 +82,10 @@ BUGS = (
     Bug(
         "a drop behind decapsulation counts what is left of the frame",
         "bpf/lib/receive.h",
-        """	reason = address_to_guest(skb, config, &inner);
+        """	reason = address_to_guest(skb, config, binding, &inner);
 	if (reason)
 		return drop_bytes(bytes, DIRECTION_RX, reason);""",
-        """	reason = address_to_guest(skb, config, &inner);
+        """	reason = address_to_guest(skb, config, binding, &inner);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);""",
     ),
@@ -106,6 +106,24 @@ BUGS = (
         "bpf/sandbox_tx.bpf.c",
         "row = slot_counters.lookup(&to_slot);",
         "row = slot_counters.lookup(&slot);",
+    ),
+    Bug(
+        "a peer's segment size is lowered without regard to its VTEP's path MTU",
+        "bpf/lib/receive.h",
+        "return clamp_mss(skb, inner, least(mtu, path_mtu(sender)) - more);",
+        "return clamp_mss(skb, inner, mtu - more);",
+    ),
+    Bug(
+        "behind extension headers a quoted checksum is looked for in the first of them",
+        "bpf/lib/translate.h",
+        "at = checksum_offset(family, quoted.protocol);",
+        "at = checksum_offset(family, quoted.protocol);\n\tif (family == 6)\n\t\tquoted.l4 = quote + size;",
+    ),
+    Bug(
+        "an outer sum around a partial inner one is believed whatever the inner one is",
+        "bpf/lib/arrival.h",
+        "field != fold(pseudo_sum(&source, &inner.destination,",
+        "!fold(pseudo_sum(&source, &inner.destination,",
     ),
 )
 

@@ -24,6 +24,7 @@ from tests.fuzz.builder import (
     ipv6,
     tcp,
     udp,
+    udp_around,
 )
 from tests.model.state import ZERO4, ZERO6, Binding, Context, Node
 
@@ -592,6 +593,7 @@ class Traffic:
         payload: bytes,
         *,
         ports: tuple[int, int] | None = None,
+        around: tuple[int, int] | None = None,
     ) -> bytes:
         """A UDP datagram to our VTEP, with an outer header that is mostly right."""
         source, destination = self._outer_addresses()
@@ -601,7 +603,10 @@ class Traffic:
         luck = self._random()
         mode = ZERO if luck < 0.6 else FULL if luck < 0.82 else PARTIAL if luck < 0.96 else WRONG
         length = self._lie(8 + len(payload)) if self._chance(0.2) else None
-        datagram = udp(source, destination, ports, payload, mode=mode, length=length)
+        if around:
+            datagram = udp_around(source, destination, ports, payload, *around)
+        else:
+            datagram = udp(source, destination, ports, payload, mode=mode, length=length)
         odd = self._chance(0.2)
         tos = self._below(256) if self._chance(0.6) else 0
         mac = self._mac if self._chance(0.98) else self._bytes(6)
@@ -697,6 +702,8 @@ class Traffic:
         vni = self._vni()
         family = self._pick(self._families)
         source, destination = self._address(vni, family), self._local(vni, family)
+        if self._chance(0.07):
+            return self._summed_around(vni, source, destination)
         packet = self._packet(family, source, destination)
         ethertype = TYPE4 if family == 4 else TYPE6
         luck = self._random()
@@ -708,6 +715,27 @@ class Traffic:
         if luck > 0.97:
             protocol = self._pick((0x0800, 0x86DD, 0x0806, 0x8847, 0, 0xFFFF))
         return self._outer(self._geneve(vni, packet, protocol))
+
+    def _summed_around(self, vni: int, source: bytes, destination: bytes) -> bytes:
+        """From a tunnel device of this machine, with an inner checksum left to a NIC."""
+        make, protocol, at = self._pick(((tcp, 6, 16), (udp, 17, 6)))
+        mode = PARTIAL if self._chance(0.85) else self._mode()
+        body = make(source, destination, self._ports(), self._data(), mode=mode)
+        field = int.from_bytes(body[at : at + 2], "big")
+        ethertype, packet = TYPE4, b""
+        if len(source) == 4:
+            options = b"\x94\x04\0\0" * self._below(3)
+            packet = ipv4(source, destination, protocol, body, options=options)
+        else:
+            ethertype, behind = TYPE6, body
+            if self._chance(0.2):
+                protocol, behind = self._extensions(protocol, body)
+            packet = ipv6(source, destination, protocol, behind)
+        if self._chance(0.8):
+            inside = self._geneve(vni, self._inner_macs() + ethertype + packet, 0x6558)
+        else:
+            inside = self._geneve(vni, packet, int.from_bytes(ethertype, "big"))
+        return self._outer(inside, around=(len(inside) - len(body), field))
 
     def _wire_arp(self) -> bytes:
         vni = self._vni()

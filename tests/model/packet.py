@@ -79,13 +79,30 @@ def _read6(data: bytes, room: int) -> Packet:
     if length > room:
         raise Drop("short_frame")
     packet = Packet(6, data[8:24], destination, data[6], 40, length, True, True, data)
+    _skip_extensions(packet)
+    return packet
+
+
+def behind_extensions(data: bytes, at: int, protocol: int, end: int) -> tuple[int, int] | None:
+    """(offset, protocol) of what is behind the extension headers of an IPv6 packet in `data`.
+
+    None where they cannot be skipped, or are a later fragment's.
+    """
+    packet = Packet(6, b"", b"", protocol, at, end, True, True, data)
+    try:
+        _skip_extensions(packet)
+    except Drop:
+        return None
+    return (packet.body, packet.protocol) if packet.first else None
+
+
+def _skip_extensions(packet: Packet) -> None:
     for _ in range(MAX_EXTENSIONS):
         if packet.protocol not in EXTENSIONS or not packet.first:
-            return packet
+            return
         _skip_extension(packet)
     if packet.protocol in EXTENSIONS and packet.first:
         raise Drop("short_frame" if packet.body + 8 > packet.length else "extension_header")
-    return packet
 
 
 def _skip_extension(packet: Packet) -> None:

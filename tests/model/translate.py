@@ -8,7 +8,7 @@ packet that went the other way: there the same address stands at the other end.
 
 from __future__ import annotations
 
-from tests.model.packet import ICMP, TCP, UDP, Packet
+from tests.model.packet import ICMP, TCP, UDP, Packet, behind_extensions
 from tests.model.state import Drop
 from tests.model.sums import put, updated, word
 
@@ -98,7 +98,7 @@ def _quote(packet: Packet, data: bytearray, end: str, before: bytes, to: bytes) 
     sums = packet.body + 2
     if family == 4:  # the quoted header's own sum makes up for the address
         put(data, quote + 10, updated(word(data, quote + 10), before, to))
-    place = _quoted_sum(data, quote, family, header)
+    place = _quoted_sum(packet, data, quote, header)
     if place is not None and place[0] + 2 <= packet.length:
         old = bytes(data[place[0] : place[0] + 2])
         if place[1] != UDP or old != b"\0\0":
@@ -112,13 +112,21 @@ def _quote(packet: Packet, data: bytearray, end: str, before: bytes, to: bytes) 
         put(data, sums, updated(word(data, sums), before, to))
 
 
-def _quoted_sum(data: bytearray, quote: int, family: int, header: int) -> tuple[int, int] | None:
+def _quoted_sum(
+    packet: Packet, data: bytes, quote: int, header: int
+) -> tuple[int, int] | None:
     """(where the quoted transport's sum is, protocol), if it has one that covers addresses.
 
-    Not looked for behind a quoted packet's extension headers.
+    What is behind extension headers that cannot be skipped has none that anybody could see.
     """
+    family = packet.family
     if family == 4 and word(data, quote + 6) & 0x1FFF:
         return None
-    protocol = data[quote + (9 if family == 4 else 6)]
+    protocol, at = data[quote + (9 if family == 4 else 6)], quote + header
+    if family == 6:
+        behind = behind_extensions(data, at, protocol, packet.length)
+        if behind is None:
+            return None
+        at, protocol = behind
     offset = _SUMS[family].get(protocol)
-    return None if offset is None else (quote + header + offset, protocol)
+    return None if offset is None else (at + offset, protocol)

@@ -143,7 +143,8 @@ def open_tunnel(config: Config, data: bytes, arrival: Arrival) -> Opened:
     end = udp + word(data, udp + 4)
     if arrival.end > len(data) or end > arrival.end or end < payload:
         raise Drop("outer_length")
-    if not geneve.udp_sum_is_good(arrival.sender, config.vtep, data[udp:end]):
+    good = geneve.udp_sum_is_good(arrival.sender, config.vtep, data[udp:end])
+    if not good and not geneve.sums_around_partial(arrival.sender, config, data, udp, end):
         raise Drop("outer_checksum")
     payload += (data[header] & 0x3F) * 4
     if payload > end:
@@ -189,11 +190,21 @@ def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
     if to is None:
         raise Drop("no_endpoint")
     inner.data = geneve.with_outer_ecn(inner.data, family, arrival.ecn)
+    clamped = mtu.clamp(inner, _room_back(node, arrival.sender))
+    inner.data = clamped or inner.data
     return Outcome(
         REDIRECT,
         to_guest(config, inner),
         traffic=((to.slot, "rx_remote", inner.length),),
+        events=("mss_clamped",) if clamped else (),
     )
+
+
+def _room_back(node: Node, sender: bytes) -> int:
+    """Bytes of the largest packet that a sandbox may send back, as far as is known here."""
+    more, vtep = geneve.overhead(sender), node.vteps[sender]
+    known = [mtu - more for mtu in (vtep.mtu, vtep.path_mtu) if mtu]
+    return min([node.config.slot_mtu, *known])
 
 
 def _answer_arp(node: Node, sender: bytes, opened: Opened, data: bytes, end: int) -> Outcome:

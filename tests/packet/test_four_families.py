@@ -334,12 +334,20 @@ QUOTED4 = QUOTED | {
     "udp-without-checksum": (UDP(sport=53, dport=5353, chksum=0) / DATA, None),
     "icmp-echo": (ICMP(type=8, id=1, seq=1) / DATA, None),
 }
+SIX_HEADERS = IPv6ExtHdrFragment(id=3)
+for _ in range(5):
+    SIX_HEADERS = IPv6ExtHdrDestOpt() / SIX_HEADERS
 QUOTED6 = QUOTED | {
     "icmp-echo": (ICMPv6EchoRequest(id=1, seq=1) / DATA, None),
     "icmp-echo-eight-bytes": (ICMPv6EchoRequest(id=1, seq=1) / DATA, 8),
     "icmp-echo-two-bytes": (ICMPv6EchoRequest(id=1, seq=1) / DATA, 2),
     "later-fragment": (IPv6ExtHdrFragment(id=3, offset=9, nh=17) / Raw(DATA), None),
     "unknown-protocol": (Raw(DATA), None),
+    "tcp-behind-options": (IPv6ExtHdrDestOpt() / TCP(sport=80, dport=8080) / DATA, None),
+    "udp-of-a-first-fragment": (IPv6ExtHdrFragment(id=3, m=1) / UDP(sport=53) / DATA, None),
+    "six-headers": (SIX_HEADERS / UDP(sport=53, dport=5353) / DATA, None),
+    "cut-off-in-a-header": (IPv6ExtHdrDestOpt() / TCP(sport=80, dport=8080) / DATA, 7),
+    "cut-off-before-the-sum": (IPv6ExtHdrDestOpt() / TCP(sport=80, dport=8080) / DATA, 24),
 }
 ERRORS = [
     pytest.param(family, payload, length, kind, id=f"ipv{family}-{kind}-{name}")
@@ -406,12 +414,18 @@ def test_sum_of_a_nic_stays_true_through_a_quote(any_node: Node, family, payload
     any_node.completes("uplink_rx", any_node.arriving(in_vpc(said, AFAR[family], SELF[family])))
 
 
-@pytest.mark.parametrize("extension", [IPv6ExtHdrDestOpt(), IPv6ExtHdrFragment(id=3)], ids=type)
-def test_quote_with_extension_headers_is_translated_as_far_as_its_addresses(
-    any_node: Node, extension
-):
-    """What is behind them in a quote is not looked for; nobody checks a quoted checksum."""
-    quote = IPv6(src=REMOTE6, dst=GUEST6) / extension / TCP(sport=1, dport=2) / DATA
+UNSEEN = {
+    "seven-headers": [IPv6ExtHdrDestOpt()] * 7,
+    "routing-not-used-up": [IPv6ExtHdrRouting(segleft=1, addresses=[REMOTE6])],
+}
+
+
+@pytest.mark.parametrize("headers", UNSEEN.values(), ids=UNSEEN.keys())
+def test_quoted_checksum_that_cannot_be_seen_is_left_alone(any_node: Node, headers):
+    """The address is translated, and the error's own sum is right; nobody checks a quoted one."""
+    quote = IPv6(src=REMOTE6, dst=GUEST6)
+    for header in (*headers, TCP(sport=1, dport=2), DATA):
+        quote /= header.copy() if isinstance(header, Packet) else header
     wanted = Ether() / IPv6(bytes(quote))
     wanted[IPv6].dst = ALICE6  # all other bytes stay
 
@@ -419,7 +433,6 @@ def test_quote_with_extension_headers_is_translated_as_far_as_its_addresses(
     answer = in_vpc(icmp6_error(bytes(wanted[IPv6])), ALICE6, REMOTE6)
 
     assert sent.frame == any_node.tunnelled(sent, answer)
-    assert faults(sent.frame) == ["inner quoted tcp checksum"]
 
 
 @pytest.mark.parametrize("family", [4, 6])

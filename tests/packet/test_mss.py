@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The segment size that a sandbox's TCP asks for: what the way carries, and no more."""
+"""The segment size that TCP asks for, at either end: what the way carries, and no more."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+
 import pytest
 
+from geneve_ebpf.abi import Address, NodeState, VtepValue
+from geneve_ebpf.loader.maps import SharedArray, Table
 from tests.packets import (
     ALICE,
     BOB,
@@ -217,3 +224,113 @@ def test_padded_syn_keeps_its_padding(any_node: Node):
     inner = bytes(in_vpc(syn(mss(carried(any_node, REMOTE))), ALICE, REMOTE)) + bytes(2)
     assert run.frame == any_node.tunnelled(run, inner)
     assert Ether(inner)[TCP].dataofs == 6
+
+
+# -- from the wire
+
+
+@contextmanager
+def path_mtu(node: Node, vtep: str, mtu: int) -> Iterator[None]:
+    """A hop on the way there has said this, meanwhile."""
+    table: Table[Address, VtepValue] = Table(node.pins.map("vteps"), Address, VtepValue)
+    state: SharedArray[NodeState] = SharedArray(
+        node.pins.map("node_state"), NodeState, writable=True
+    )
+    key, until = Address.of(ip_address(vtep)), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 10**11
+    value = table.get(key)
+    assert value is not None
+    value.path_mtu, value.path_mtu_until = mtu, until
+    table.set(key, value)
+    state.row(0).path_mtu_until = until
+    try:
+        yield
+    finally:
+        value.path_mtu = value.path_mtu_until = state.row(0).path_mtu_until = 0
+        table.set(key, value)
+        table.close()
+        state.close()
+
+
+FROM = {"192.0.2.2": 1500, "192.0.2.40": 1400}  # a VTEP, and what of an outer packet it takes
+FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+
+
+def ends(family: int) -> tuple[str, str]:
+    """(a peer, a sandbox of ours)"""
+    return (six(REMOTE), six(ALICE)) if family == 6 else (REMOTE, ALICE)
+
+
+def sendable(node: Node, family: int, sender: str) -> int:
+    """The largest segment that a sandbox may send back to that VTEP."""
+    return FROM[sender] - node.overhead - (40 if family == 6 else 20) - 20
+
+
+def arrives(node: Node, payload: Packet, family: int, sender: str = "192.0.2.2") -> Run:
+    peer, ours = ends(family)
+    inner = in_vpc(payload, peer, ours)
+    return node.receives(node.arriving(inner, src=vtep_of(sender, node.family)))
+
+
+def assert_delivered(run: Run, payload: Packet, family: int, **counted: int) -> None:
+    """The sandbox got this behind the IP header, and every sum is right."""
+    assert run.verdict == REDIRECT
+    assert run.frame == bytes(to_guest(payload, ends(family)[0]))
+    assert faults(run.frame) == []
+    assert run.counted == {f"event {event}": times for event, times in counted.items()}
+
+
+@pytest.mark.parametrize("flags", ["S", "SA"], ids=["syn", "syn-ack"])
+@pytest.mark.parametrize("sender", FROM)
+@FAMILIES
+def test_peers_segment_size_is_lowered_to_what_goes_back(any_node: Node, family, sender, flags):
+    """The slots' MTU, or what the VTEP takes if that is less."""
+    rest = b"\x04\x02" + NOP + b"\x03\x03\x07"
+
+    run = arrives(any_node, syn(mss(8960) + rest, flags=flags), family, sender)
+
+    expected = syn(mss(sendable(any_node, family, sender)) + rest, flags=flags)
+    assert_delivered(run, expected, family, mss_clamped=1)
+
+
+@pytest.mark.parametrize("under", [0, 1])
+@FAMILIES
+def test_peers_segment_size_is_never_raised(any_node: Node, family, under):
+    """A larger MTU of a sandbox means nothing to it."""
+    payload = syn(mss(sendable(any_node, family, "192.0.2.2") - under))
+
+    assert_delivered(arrives(any_node, payload, family), payload, family)
+
+
+def test_peers_segment_size_follows_a_learned_path_mtu(any_node: Node):
+    """A hop on the way carries less, and has said so."""
+    sender = vtep_of("192.0.2.2", any_node.family)
+    with path_mtu(any_node, sender, 1320):
+        run = arrives(any_node, syn(mss(1460)), 4)
+
+    assert_delivered(run, syn(mss(1320 - any_node.overhead - 40)), 4, mss_clamped=1)
+
+
+@FAMILIES
+def test_peers_option_at_an_odd_place(any_node: Node, family):
+    """Its value lies across two words of the checksum."""
+    run = arrives(any_node, syn(NOP + mss(65535)), family)
+
+    expected = syn(NOP + mss(sendable(any_node, family, "192.0.2.2")))
+    assert_delivered(run, expected, family, mss_clamped=1)
+
+
+@pytest.mark.parametrize("flags", ["A", "PA"])
+def test_peers_segments_are_left_alone(any_node: Node, flags):
+    """Only a handshake's option means anything."""
+    payload = syn(mss(65535), flags=flags)
+
+    assert_delivered(arrives(any_node, payload, 4), payload, 4)
+
+
+@FAMILIES
+def test_sum_of_a_nic_stays_true_through_a_peers_syn(any_node: Node, family):
+    """The option and the checksum make up for each other, at an odd place too."""
+    peer, ours = ends(family)
+    for options in (mss(65535), NOP + mss(65535)):
+        frame = any_node.arriving(in_vpc(syn(options), peer, ours))
+        any_node.completes("uplink_rx", frame)
