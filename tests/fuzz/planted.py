@@ -117,7 +117,7 @@ BUGS = (
         "behind extension headers a quoted checksum is looked for in the first of them",
         "bpf/lib/translate.h",
         "at = checksum_offset(family, quoted.protocol);",
-        "at = checksum_offset(family, quoted.protocol);\n\tif (family == 6)\n\t\tquoted.l4 = quote + size;",
+        "quoted.l4 = quote + size;\n\tat = checksum_offset(family, quoted.protocol);",
     ),
     Bug(
         "an outer sum around a partial inner one is believed whatever the inner one is",

@@ -31,7 +31,9 @@ DATA = bytes(1 + at % 255 for at in range(301))
 PLACE = {6: 16, 17: 6}  # of the checksum in the transport header
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 BODIES = pytest.mark.parametrize(
-    "body", [TCP(sport=1, dport=2, flags="PA") / DATA, UDP(sport=1, dport=2) / DATA], ids=["tcp", "udp"]
+    "body",
+    [TCP(sport=1, dport=2, flags="PA") / DATA, UDP(sport=1, dport=2) / DATA],
+    ids=["tcp", "udp"],
 )
 
 
