@@ -103,6 +103,14 @@ class Vtep:
 
 
 @dataclass(frozen=True, slots=True)
+class PathMtu:
+    """What a hop on the way to a VTEP has said that it carries, and no program sends more."""
+
+    mtu: int  # bytes of an outer IP packet
+    expires_in: float  # seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """(VPC, prefix) -> next hop. `vtep` and `mac` are for REMOTE only.
 

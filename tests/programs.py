@@ -14,6 +14,7 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,14 +34,16 @@ from geneve_ebpf.abi import (
     HostKey,
     Key32,
     NodeConfig,
+    NodeState,
     RouteKey,
     RouteValue,
+    VtepValue,
     constant,
 )
 from geneve_ebpf.host import links, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import bpf
-from geneve_ebpf.loader.maps import Table
+from geneve_ebpf.loader.maps import SharedArray, Table
 from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import (
     AddressMode,
@@ -95,6 +98,26 @@ def assert_passed_on(run: Run, frame: Packet | bytes) -> None:
     assert run.verdict == PASS_ON
     assert run.frame == bytes(frame)
     assert run.traffic == {}
+
+
+@contextmanager
+def path_mtu(pins: Pins, vtep: str, mtu: int) -> Iterator[None]:
+    """A hop on the way to a known VTEP has said this, meanwhile."""
+    table: Table[Address, VtepValue] = Table(pins.map("vteps"), Address, VtepValue)
+    state: SharedArray[NodeState] = SharedArray(pins.map("node_state"), NodeState, writable=True)
+    key, until = Address.of(ip_address(vtep)), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 10**11
+    value = table.get(key)
+    assert value is not None
+    value.path_mtu, value.path_mtu_until = mtu, until
+    table.set(key, value)
+    state.row(0).path_mtu_until = until
+    try:
+        yield
+    finally:
+        value.path_mtu = value.path_mtu_until = state.row(0).path_mtu_until = 0
+        table.set(key, value)
+        table.close()
+        state.close()
 
 
 class Node:

@@ -10,7 +10,7 @@ from socket import inet_ntoa
 
 from geneve_ebpf.agent.slot_pool import Place, SlotPool
 from geneve_ebpf.dataplane import Counters, Drops, Event, Probe, Traffic
-from geneve_ebpf.model import Attachment, Guest, Route, Vpc, Vtep
+from geneve_ebpf.model import Attachment, Guest, PathMtu, Route, Vpc, Vtep
 
 Json = dict[str, object]
 GUEST_INTERFACE = "eth0"
@@ -124,6 +124,12 @@ def vpc_json(vpc: Vpc) -> Json:
 def vtep_json(vtep: Vtep) -> Json:
     """A VTEP as it stands in a state."""
     return {"address": str(vtep.address), "mtu": vtep.mtu}
+
+
+def known_vtep_json(vtep: Vtep, learned: PathMtu | None) -> Json:
+    """A VTEP as it stands in a list: with the path MTU that holds, or null."""
+    path_mtu = learned and {"mtu": learned.mtu, "expires_in": round(learned.expires_in)}
+    return vtep_json(vtep) | {"path_mtu": path_mtu}
 
 
 def route_json(route: Route) -> Json:

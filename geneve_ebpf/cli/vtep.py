@@ -35,8 +35,15 @@ def list_() -> None:
     """All VTEPs this node knows."""
     with agent() as client:
         _, answer = client.request("GET", "/v1/vteps")
-    rows = [(vtep["address"], vtep["mtu"] or "route's") for vtep in answer["vteps"]]
-    output.emit(answer, *output.table(("ADDRESS", "MTU"), rows))
+    rows = [
+        (vtep["address"], vtep["mtu"] or "route's", _learned(vtep["path_mtu"]))
+        for vtep in answer["vteps"]
+    ]
+    output.emit(answer, *output.table(("ADDRESS", "MTU", "PATH MTU"), rows))
+
+
+def _learned(path_mtu: dict[str, int] | None) -> str:
+    return f"{path_mtu['mtu']} for {path_mtu['expires_in']} s" if path_mtu else "-"
 
 
 @app.command(cls=Command)

@@ -58,6 +58,7 @@ from geneve_ebpf.model import (
     Endpoint,
     MacAddress,
     Network,
+    PathMtu,
     Route,
     RouteKind,
     Slot,
@@ -410,6 +411,18 @@ class DataPlane:
         """Every known VTEP."""
         for key, value in self._vteps.items():
             yield Vtep(key.unmapped(), value.mtu)
+
+    def path_mtus(self) -> dict[AnyAddress, PathMtu]:
+        """What hops on the way to VTEPs have said that they carry, as long as it holds."""
+        # What bpf_ktime_get_ns() counts.
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        if self._state.copy(0).path_mtu_until <= now:  # the latest of all
+            return {}
+        return {
+            key.unmapped(): PathMtu(value.path_mtu, (value.path_mtu_until - now) / 1e9)
+            for key, value in self._vteps.items()
+            if value.path_mtu_until > now
+        }
 
     def set_routes(self, routes: Iterable[tuple[int, Route]]) -> None:
         """Insert or replace (VNI, route) pairs; each swaps whole.

@@ -117,6 +117,10 @@ class NodeCollector(Collector):
                 ),
                 _counter(metrics.EVENTS, {(e.event.slug,): e.packets for e in plane.events()}),
                 _labelled(
+                    metrics.PATH_MTU,
+                    {(str(vtep),): float(one.mtu) for vtep, one in plane.path_mtus().items()},
+                ),
+                _labelled(
                     metrics.MAP_PRESSURE,
                     {(name,): ratio for name, ratio in plane.map_pressure().items()},
                 ),

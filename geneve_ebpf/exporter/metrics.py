@@ -62,6 +62,13 @@ DROPS = Metric(
     "Packets that a program dropped, each once: tx came from a sandbox, rx from the wire;"
     " class is invalid, policy, unreachable or resource.",
 )
+PATH_MTU = Metric(
+    "geneve_ebpf_path_mtu_bytes",
+    "gauge",
+    ("vtep",),
+    "Path MTUs that hops of the underlay have made known and that hold now, in bytes of an outer"
+    " packet; a VTEP that none has spoken of has no row.",
+)
 EVENTS = Metric(
     "geneve_ebpf_events_total",
     "counter",
@@ -102,6 +109,7 @@ METRICS = (
     VPC_PACKETS,
     VPC_BYTES,
     DROPS,
+    PATH_MTU,
     EVENTS,
     MAP_PRESSURE,
     SANDBOX_PACKETS,

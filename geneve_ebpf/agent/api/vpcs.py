@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from geneve_ebpf.agent import requests
-from geneve_ebpf.agent.answers import Json, schema, vpc_json, vtep_json
+from geneve_ebpf.agent.answers import Json, known_vtep_json, schema, vpc_json, vtep_json
 from geneve_ebpf.agent.api.call import Call, Shared, Table, json_answer
 from geneve_ebpf.agent.desired import Outcome
 from geneve_ebpf.agent.http import Answer
@@ -73,9 +73,9 @@ class Vpcs:
 
     def _list_vteps(self, call: Call) -> Answer:
         vteps = sorted(self._shared.node.desired.state.vteps.items())
-        return json_answer(
-            200, {"schema": schema("vteps"), "vteps": [vtep_json(vtep) for _, vtep in vteps]}
-        )
+        learned = self._shared.node.dataplane.path_mtus()
+        found = [known_vtep_json(vtep, learned.get(address)) for address, vtep in vteps]
+        return json_answer(200, {"schema": schema("vteps"), "vteps": found})
 
     async def _put_vtep(self, call: Call) -> Answer:
         body = requests.VTEP_SETTINGS(call.request.body or b"{}")
