@@ -115,8 +115,7 @@ static inline int send_remote(struct __sk_buff *skb,
 	/* ENCAP_L2 is the inner Ethernet header alone, 14 bytes: counting the
 	 * Geneve header in makes the kernel drop every GSO frame, and no other.
 	 */
-	flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |
-		BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+	flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
 		BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
 	flags |= is_ipv4(&config->vtep) ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 :
 					  BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;

@@ -28,6 +28,7 @@ UNDERLAY6 = IPv6Network("2001:db8::/32")
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_AUXDATA = 263, 6, 8
 _PACKET_OUTGOING = 4
 _STATUS_CHECKSUM_NOT_READY, _STATUS_VLAN_VALID = 1 << 3, 1 << 4
+_STATUS_CHECKSUM_VALID = 1 << 7
 _SO_RCVBUFFORCE = 33
 _AUXDATA = struct.Struct("=IIIHHHH")
 
@@ -378,6 +379,7 @@ class Captured:
     outgoing: bool
     vlan: int | None
     checksum_pending: bool  # L4 checksum left to the device: right by contract, not in the bytes
+    checksum_verified: bool  # by the device, or on the way from it
 
 
 def _is_neighbours_talk(frame: bytes) -> bool:
@@ -445,6 +447,7 @@ class Capture:
                     where[2] == _PACKET_OUTGOING,
                     tci & 0xFFF if status & _STATUS_VLAN_VALID else None,
                     bool(status & _STATUS_CHECKSUM_NOT_READY),
+                    bool(status & _STATUS_CHECKSUM_VALID),
                 )
             )
         _, lost = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))

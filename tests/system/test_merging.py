@@ -208,6 +208,22 @@ def test_congestion_marks_are_kept(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> N
     assert marks == [2, 2, 3, 2, 2, 2]
 
 
+def test_what_was_verified_inside_is_not_verified_again(
+    bed: Bed, ends: tuple[Sandbox, Sandbox]
+) -> None:
+    """On its way through GRO the kernel verifies both sums, the outer and the inner one.
+
+    Decapsulation takes the outer one off and leaves the inner one (NO_CSUM_RESET).
+    """
+    wire, inside_two = Wire(bed), ends[1].capture()
+    for layer in (UDP(sport=1, dport=2), TCP(sport=1, dport=2, flags="PA")):
+        inner = in_vpc(layer / Raw(bytes(100)), "10.0.1.5", "10.0.2.5")
+        wire.carry([wire.frame(inner, vni=BLUE, udp={"chksum": None})])
+
+        (came,) = [one for one in inside_two.wait() if not one.outgoing]
+        assert came.checksum_verified
+
+
 def test_a_wrong_checksum_stays_wrong(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> None:
     """Merging makes checksums anew, but not that of a segment whose own did not hold."""
     wire, inside_two = Wire(bed), ends[1].capture()

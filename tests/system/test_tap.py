@@ -221,3 +221,46 @@ def test_handshake_whose_checksum_is_not_made_is_clamped(
     (frame,) = [found.data for found in wire.wait() if found.data[12:14] == b"\x08\x00"]
     assert faults(frame) == []
     assert dict(Ether(frame)[TCP].options)["MSS"] == MTU - (40 if family == 4 else 60)
+
+
+@FAMILIES
+def test_machine_that_puts_its_checksum_elsewhere_changes_two_bytes_of_its_own_packet(
+    bed: Bed, tap: Tap, family: int
+) -> None:
+    """
+    A known limit: what a device is to write, and where, no program can see.
+
+    The kernel writes it behind all our checks: here over the source address. Its
+    own packet is all that it can reach, which stays in its VPC.
+    """
+    wire = bed.nodes[1].capture()
+    frame = bytes(from_guest(UDP(sport=1, dport=2) / Raw(bytes(64)), ADDRESSES[family]))
+    # The last two bytes of the source; the sum may begin 20 bytes into the frame at the earliest.
+    place = 28 if family == 4 else 36
+
+    tap.send(frame, start=20, offset=place - 20)
+
+    (arrived,) = [found.data for found in wire.wait() if found.data[12:14] == b"\x08\x00"]
+    inner = 50  # where the inner Ethernet header is
+    source = ip_address(OWN if family == 4 else six(OWN)).packed
+    at = inner + 14 + (12 if family == 4 else 8)
+    assert arrived[46:49] == BLUE.to_bytes(3, "big")
+    assert arrived[at : at + len(source) - 2] == source[:-2]
+    assert arrived[at : at + len(source)] != source
+    # Everything else is as it would have been, but for the sum that was to be made.
+    tap.send(frame)
+    (plain,) = [found.data for found in wire.wait() if found.data[12:14] == b"\x08\x00"]
+    udp = inner + 14 + (20 if family == 4 else 40)
+    changed = {place for place in range(42, len(plain)) if arrived[place] != plain[place]}
+    assert changed - {udp + 6, udp + 7} <= {at + len(source) - 2, at + len(source) - 1}
+
+
+@pytest.mark.parametrize("start", [1, 13, 14, 19])
+def test_machine_cannot_put_its_checksum_into_an_ethernet_header(
+    bed: Bed, tap: Tap, start: int
+) -> None:
+    """Where our tunnel's own would be later: the kernel refuses what begins before byte 20."""
+    frame = bytes(from_guest(UDP(sport=1, dport=2) / Raw(bytes(64)), ADDRESSES[4]))
+
+    with pytest.raises(OSError, match="Invalid argument"):
+        tap.send(frame, start=start)
