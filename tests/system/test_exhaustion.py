@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Something that an agent stands on runs out or goes away; it says so, and goes on when it is back.
+
+What is attached keeps its network meanwhile. (Full maps: test_api_agent.py,
+test_map_keeping.py; a deleted namespace: test_bring_up.py; uplinks: test_uplink_changes.py.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.network import Lab, run
+from tests.api import Agent, children
+from tests.nodes import PREFIX, eventually, ping
+from tests.patience import PATIENCE
+
+SLOTS = 3
+BLUE = {"vni": 42, "prefixes": ["10.0.0.0/16"]}
+
+
+class Bench:
+    """One node whose state is on a file system of a quarter of a megabyte."""
+
+    def __init__(self, lab: Lab, state: Path) -> None:
+        self.lab = lab
+        self.state = state
+        (self.node,) = lab.nodes
+        self.ask = Agent(self.node.socket)
+
+    @property
+    def pid(self) -> int:
+        return self.lab.agents[self.node.name]
+
+    def talks(self) -> bool:
+        """Whether the two that are attached reach each other."""
+        one, two = (self.ask.must("GET", f"/v1/sandboxes/{name}") for name in ("one", "two"))
+        return ping(Path(one["slot"]["netns"]), two["address"]) == 3
+
+    def whole(self) -> bool:
+        """Whether the pool is full and nothing is wrong."""
+        found = self.ask.must("GET", "/v1/node")
+        return found["slots"]["ready"] == SLOTS and not found["problems"]
+
+
+@pytest.fixture(scope="module")
+def small_disk() -> Iterator[Path]:
+    """A file system of a quarter of a megabyte."""
+    path = Path(f"/run/{PREFIX}-small")
+    path.mkdir()
+    try:
+        run("mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "gnv-small", path)
+        yield path
+        run("umount", path)
+    finally:
+        path.rmdir()
+
+
+@pytest.fixture(scope="module")
+def bench(small_disk: Path) -> Iterator[Bench]:
+    with Lab(Path(f"/run/{PREFIX}-out"), f"{PREFIX}-out", patience=60 * PATIENCE) as lab:
+        lab.make_nodes(1, SLOTS, metrics=False)
+        made = Bench(lab, small_disk)
+        config = made.node.config.read_text()
+        state_root = f'state_root = "{made.node.directory}/state"'
+        assert state_root in config
+        made.node.config.write_text(config.replace(state_root, f'state_root = "{small_disk}"'))
+        lab.start_agent(made.node)
+        lab.wait_ready(made.node)
+        made.ask.must("PUT", "/v1/vpcs/blue", BLUE)
+        for name in ("one", "two"):
+            made.ask.must("PUT", f"/v1/sandboxes/{name}", {"vpc": "blue"})
+        yield made
+        made.ask.close()
+
+
+def test_a_full_disk_refuses_changes_of_state_and_no_attach(bench: Bench) -> None:
+    """The refused change is in neither file nor maps; with room again it is taken."""
+    before = bench.ask.must("GET", "/v1/state")
+    ballast = bench.state / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        ballast.write_bytes(bytes(1 << 20))
+    assert os.statvfs(bench.state).f_bfree == 0
+
+    # Of many names, some need a page that is not there.
+    vpcs = [
+        {"name": f"vpc-{n}", "vni": 1000 + n, "prefixes": [f"10.{n}.0.0/16"]} for n in range(1, 99)
+    ]
+    wish = {"vpcs": [*before["vpcs"], *vpcs], "vteps": [], "routes": []}
+    status, answer = bench.ask.ask("PUT", "/v1/state", wish)
+
+    assert (status, answer["error"]["code"]) == (500, "state_store"), answer
+    assert "full" in answer["error"]["message"]
+    assert bench.ask.must("GET", "/v1/state") == before
+    assert bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})["address"]
+    assert bench.ask.must("DELETE", "/v1/sandboxes/three")
+    assert bench.talks()
+
+    ballast.unlink()
+    assert eventually(bench.whole, 30)
+    bench.ask.must("PUT", "/v1/state", wish)
+    bench.ask.must("PUT", "/v1/state", {**wish, "vpcs": before["vpcs"]})
+
+
+@contextlib.contextmanager
+def without_descriptors(pid: int) -> Iterator[None]:
+    """The process can open nothing meanwhile; what is open stays so."""
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    lowest = next(number for number in itertools.count() if number not in taken)
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_an_agent_without_descriptors_serves_whom_it_knows(bench: Bench) -> None:
+    """An attach on a connection that is there needs none; who comes anew waits, and is served."""
+    assert bench.ask.must("GET", "/v1/node")
+    newcomer = Agent(bench.node.socket)
+    newcomer._connection.timeout = 0.5
+    with without_descriptors(bench.pid):
+        with pytest.raises(OSError, match=r"timed out|reset|refused|closed"):
+            newcomer.ask("GET", "/healthz")
+        assert bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})
+        assert bench.talks()
+    newcomer.close()
+
+    assert eventually(lambda: answers(newcomer), 20)
+    newcomer.close()
+    bench.ask.must("DELETE", "/v1/sandboxes/three")
+    assert eventually(bench.whole, 30)
+
+
+def answers(agent: Agent) -> bool:
+    """Whether a request gets an answer."""
+    try:
+        return agent.ask("GET", "/healthz")[0] == 200
+    except OSError:
+        agent.close()
+        return False
+
+
+def test_a_slot_process_without_descriptors_says_so_and_recovers(bench: Bench) -> None:
+    """Not whole meanwhile, with the reason; nothing half made stays."""
+    (pid,) = children(bench.pid, "geneve_ebpf.agent.slot_process")
+    with without_descriptors(pid):
+        bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})
+        assert eventually(lambda: "Too many open files" in problems(bench), 20), problems(bench)
+        assert bench.talks()
+
+    assert eventually(bench.whole, 30), problems(bench)
+    bench.ask.must("DELETE", "/v1/sandboxes/three")
+    assert eventually(bench.whole, 30), problems(bench)
+
+
+def problems(bench: Bench) -> str:
+    """What the node says is wrong."""
+    found: dict[str, Any] = bench.ask.must("GET", "/v1/node")
+    return "; ".join(found["problems"])
