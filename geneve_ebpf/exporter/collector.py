@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -28,7 +29,7 @@ from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.exporter import metrics
 from geneve_ebpf.model import NodeSettings, SlotState
 
-ASK_TIMEOUT = 0.5  # seconds; an agent that is this slow to say "ok" is not well
+ASK_TIMEOUT = 0.5  # seconds; an agent that is this slow to say how it is, is not well
 
 
 class NodeCollector(Collector):
@@ -45,7 +46,10 @@ class NodeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every family of `metrics.METRICS` that can be read now."""
         failed = _gauge(metrics.SCRAPE_ERROR)
-        yield _plain(metrics.AGENT_UP, float(self._agent_answers()))
+        node = self._ask_agent()
+        yield _plain(metrics.AGENT_UP, float(node is not None))
+        if node is not None:
+            yield from _of_agent(node)
 
         names: dict[int, str] = {}
         bad_state = False
@@ -69,13 +73,13 @@ class NodeCollector(Collector):
             yield from families
         yield failed
 
-    def _agent_answers(self) -> bool:
+    def _ask_agent(self) -> dict[str, Any] | None:
+        """What the agent says of the node; None if it does not answer in time."""
         try:
             with AgentClient(self._settings.run_directory / "api.sock", ASK_TIMEOUT) as client:
-                client.request("GET", "/healthz")
+                return client.request("GET", "/v1/node")[1]
         except GeneveError:
-            return False
-        return True
+            return None
 
     def _latency(self) -> list[Metric]:
         family = HistogramMetricFamily(
@@ -154,6 +158,20 @@ class NodeCollector(Collector):
                 ("retiring",): float(max(0, states[SlotState.TAKEN] - attached)),
             },
         )
+
+
+def _of_agent(node: dict[str, Any]) -> list[Metric]:
+    """What only the agent knows: it is in no map."""
+    return [
+        _plain(metrics.CORDONED, float(node["cordoned"])),
+        _plain(metrics.PROBLEMS, float(len(node["problems"]))),
+        _plain(metrics.LOST, float(len(node["lost"]))),
+        _plain(metrics.WAITING, float(node["waiting"])),
+        _labelled(
+            metrics.OPERATIONS,
+            {(state,): float(count) for state, count in node["operations"].items()},
+        ),
+    ]
 
 
 def _traffic(

@@ -19,6 +19,31 @@ class Metric:
 AGENT_UP = Metric(
     "geneve_ebpf_agent_up", "gauge", (), "Whether the node's agent answers on its socket."
 )
+CORDONED = Metric(
+    "geneve_ebpf_node_cordoned", "gauge", (), "Whether the node takes no new sandboxes."
+)
+PROBLEMS = Metric(
+    "geneve_ebpf_node_problems",
+    "gauge",
+    (),
+    "Parts of the node that do not work; `geneve-ebpf node status` names them.",
+)
+LOST = Metric(
+    "geneve_ebpf_sandboxes_lost",
+    "gauge",
+    (),
+    "Sandboxes that were attached before the machine was started anew, and are not any more.",
+)
+WAITING = Metric(
+    "geneve_ebpf_requests_waiting", "gauge", (), "Attaches that wait for their turn in the agent."
+)
+OPERATIONS = Metric(
+    "geneve_ebpf_operations",
+    "gauge",
+    ("state",),
+    "Asynchronous attaches by state (pending, done, failed); a failed one stays until it is"
+    " dropped or tried again.",
+)
 BUILD_INFO = Metric(
     "geneve_ebpf_build_info",
     "gauge",
@@ -102,6 +127,11 @@ SCRAPE_ERROR = Metric(
 
 METRICS = (
     AGENT_UP,
+    CORDONED,
+    PROBLEMS,
+    LOST,
+    WAITING,
+    OPERATIONS,
     BUILD_INFO,
     ATTACH_DURATION,
     SLOTS,
