@@ -25,6 +25,8 @@ HOST_VARIABLE = "GENEVE_EBPF_HOST"
 _CHUNK = 1 << 16
 _HEAD_MAX = 1 << 14  # bytes of an answer's head; the agent's own is about 100
 _TRACEPARENT = re.compile(r"[0-9a-f-]{55}")
+# json.dumps makes an encoder anew whenever its separators are not the usual ones.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _CODES = {code.slug: code for code in Code}
 
 
@@ -87,7 +89,7 @@ class AgentClient:
         which case a change may or may not have been made; NOT_PERMITTED when
         the caller may not use the socket.
         """
-        content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        content = b"" if body is None else _encode(body).encode()
         message = (
             f"{method} {path} HTTP/1.1\r\nHost: agent\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
