@@ -7,8 +7,10 @@ has been merged on the way.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import select
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,14 +29,17 @@ from tests.nodes import (
     Sandbox,
     Stream,
     inside,
+    introduce,
     run,
     send_tcp,
     set_features,
     six,
     two_nodes,
 )
-from tests.packets import TCP, UDP, Ether, Packet, Raw, in_vpc, ip_header, on_wire
+from tests.packets import TCP, UDP, Ether, Packet, Raw, faults, in_vpc, ip_header, on_wire
+from tests.patience import PATIENCE
 from tests.system.test_offloads import COMPLAINT, SegmentSizes, kernel_log
+from tests.system.test_tap import _TUNSETOFFLOAD, OWN, Tap
 from tests.wire import parse_ethernet, parse_ip
 
 DATA = os.urandom(1 << 16) * 32  # 2 MiB
@@ -132,14 +137,13 @@ class Wire:
         macs = {"eth_src": self._macs[0], "eth_dst": self._macs[1]}
         return bytes(on_wire(inner, **{**ends, **macs, **fields}))  # type: ignore[arg-type]
 
-    def segments(self, count: int, ports: tuple[int, int] = (1000, 2000)) -> list[Packet]:
-        """What follows one another in one TCP flow from 10.0.1.5 to 10.0.2.5."""
+    def segments(self, count: int, to: str = "10.0.2.5") -> list[Packet]:
+        """What follows one another in one TCP flow from 10.0.1.6."""
         return [
             in_vpc(
-                TCP(sport=ports[0], dport=ports[1], flags="A", seq=1 + 1000 * n)
-                / Raw(bytes([n]) * 1000),
-                "10.0.1.5",
-                "10.0.2.5",
+                TCP(sport=1000, dport=2000, flags="A", seq=1 + 1000 * n) / Raw(bytes([n]) * 1000),
+                "10.0.1.6",
+                to,
                 tos=2,  # ECT(0)
                 flags="DF",
                 id=n,
@@ -244,6 +248,34 @@ def test_a_wrong_checksum_stays_wrong(bed: Bed, ends: tuple[Sandbox, Sandbox]) -
     assert sum(count for count, right in found.values() if right) == 4
 
 
+@pytest.mark.parametrize("kind", ["tap", "host-tap"])
+@pytest.mark.parametrize("offloads", [0, 7], ids=["none", "checksums-and-tso"])
+def test_a_machine_gets_what_its_tap_takes(bed: Bed, kind: str, offloads: int) -> None:
+    """Merged on the uplink, and cut up again for a device that takes no superpackets; each byte in
+    its place, each checksum right, or left to the machine if it said that it makes them."""
+    machine, wire = Tap(bed.nodes[1], kind, offload=False), Wire(bed)
+    fcntl.ioctl(machine._fd, _TUNSETOFFLOAD, offloads)
+    seen, came, said = bed.nodes[1].capture(), b"", kernel_log()
+    try:
+        wire.carry([wire.frame(segment, vni=BLUE) for segment in wire.segments(8, OWN)])
+
+        while len(came) < 8000:
+            assert select.select([machine._fd], [], [], 2 * PATIENCE)[0]
+            data = os.read(machine._fd, 1 << 17)
+            flags, merged = data[0], data[1]
+            if not merged:
+                assert len(data) <= 10 + 14 + 1450
+                assert flags & 1 or faults(data[10:]) == []
+            assert offloads or not (flags & 1 or merged)
+            came += parse_ip(parse_ethernet(data[10:]).payload).payload[20:]
+        assert came == b"".join(bytes([n]) * 1000 for n in range(8))
+        assert len([one for one in seen.frames() if not one.outgoing]) < 8  # it was merged before
+        assert [line for line in kernel_log() - said if COMPLAINT.search(line)] == []
+    finally:
+        machine.close()
+        bed.clear()
+
+
 def test_nothing_enters_or_leaves_the_host_by_the_device(bed: Bed) -> None:
     """What a stranger sends to the port, for the device to unpack, is dropped behind it; so is what
     a program of the host sends through it."""
@@ -313,3 +345,43 @@ def test_it_follows_what_happens_to_uplink_and_device(bed: Bed) -> None:
     assert not device(node)
     rival.close()
     assert look(node) == merged
+
+
+@pytest.mark.kernel
+def test_uplinks_in_a_vrf_and_below_a_vlan() -> None:
+    """The device's socket is in the VRF; what counts of a VLAN's interface is the one below."""
+    with Bed("mrgvrf") as bed:
+        ends = [bed.namespace(name) for name in "ab"]
+        bed.wire(ends[0], "wire0", ends[1], "wire0")
+        for number, netns in enumerate(ends, 1):
+            for words in (
+                ("ip", "link", "add", "vrf0", "type", "vrf", "table", 100),
+                ("ip", "link", "set", "vrf0", "up"),
+                ("ip", "link", "add", "link", "wire0", "name", "uplink0", "type", "vlan", "id", 9),
+                ("ip", "link", "set", "uplink0", "master", "vrf0", "up"),
+            ):
+                try:
+                    run(*inside(netns, *words))
+                except RuntimeError as error:
+                    if "Unknown device type" in str(error):
+                        pytest.skip("this kernel has no VRF or no VLAN")
+                    raise
+            bed.address(netns, f"192.0.2.{number}/24", "uplink0")
+            for name in SUPERPACKETS:
+                set_features(netns, "wire0", name, "off")
+            set_features(netns, "wire0", "gro", "on", "tso", "off")
+        a, b = (bed.node(netns, f"192.0.2.{n}") for n, netns in enumerate(ends, 1))
+        introduce(a, b)
+        for node in (a, b):
+            assert look(node) == Merged("vxlan", ("uplink0",))
+        one, two = a.sandbox(BLUE, "10.0.1.5"), b.sandbox(BLUE, "10.0.2.5")
+        inside_two = two.capture()
+
+        assert send_tcp(one, two, DATA) == DIGEST
+
+        came = [frame for frame in inside_two.frames() if not frame.outgoing]
+        print(len(came), len(DATA) / 1400)
+        assert len(came) < len(DATA) / 1400 / 3
+        set_features(a.netns, "wire0", "gro", "off")
+        assert look(a).reasons == ("GRO is off on wire0: ethtool -K wire0 gro on",)
+        bed.clear()

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contestants of the wire's bench carry what they name, and a wrong way is found out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import beds, wire
+from bench.compiled import compiled
+from bench.testbed import BenchError
+
+QUICK = [work for work in wire.WORKS if work.name in ("tcp1", "udp64", "rr", "connect")]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """traffic.c, compiled."""
+    made = compiled("traffic.c", tmp_path_factory.mktemp("traffic"))
+    assert made is not None
+    return made
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figure counts here."""
+    monkeypatch.setattr(wire, "WARM_UP", 0.05)
+    monkeypatch.setattr(wire, "SECONDS", 0.1)
+
+
+CPUS = (min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(
+    "name", ["ours", "vxlan_bridge", "vxlan_shared", "bare_veth", "floor_redirect", "floor_xdp"]
+)
+def test_a_contestant_does_every_work(program: Path, name: str) -> None:
+    """By the way that it names: its own checks of counters and packet sizes are in `measured`."""
+    side = wire.Side()
+    with wire.BEDS[name]() as bed:
+        for work in QUICK:
+            (value,) = wire.measured(program, work, name, bed, CPUS, side, 1)
+            assert value > 0, work.name
+
+    assert {f"cpu_tcp1.{name}", f"skbs_tcp1.{name}", f"rr_p99.{name}"} <= set(side.rows)
+
+
+def test_a_wire_that_is_not_as_the_row_says_is_found_out(program: Path) -> None:
+    """Superpackets where there should be none, and the other way round."""
+    one, whole = (next(w for w in wire.WORKS if w.name == n) for n in ("tcp1", "tcp1_superpackets"))
+    with beds.bare_veth() as bed:
+        bed.set_wire(wire.SUPER)
+        stuck = replace(bed, set_wire=lambda _: None)
+        with pytest.raises(BenchError, match="bytes a packet"):
+            wire.measured(program, one, "bare_veth", stuck, CPUS, wire.Side(), 1)
+        bed.set_wire(wire.SEGMENTS)
+        with pytest.raises(BenchError, match="bytes a packet"):
+            wire.measured(program, whole, "bare_veth", stuck, CPUS, wire.Side(), 1)
+
+
+def test_bytes_that_went_another_way_are_found_out(program: Path) -> None:
+    """Counters of the device that the row names did not move."""
+    work = next(work for work in wire.WORKS if work.name == "tcp1")
+    with beds.bare_veth() as bed, beds.tunnel_bridge("vxlan") as idle:
+        astray = replace(bed, check=idle.check)
+        with pytest.raises(BenchError, match=r"tunnel sent \d+ bytes, not"):
+            wire.measured(program, work, "bare_veth", astray, CPUS, wire.Side(), 1)
+
+
+def test_every_ratio_is_of_two_rows_that_are_taken() -> None:
+    """Else it would be left out of the table without a word."""
+    side = {"tcp": ("", "cpu_"), "udp": ("", "cpu_"), "rr": ("",), "connect": ("",)}
+    taken = {
+        f"{before}{work.name}.{name}"
+        for work in wire.WORKS
+        for before in side[work.tool]
+        for name in ("ours", *work.others)
+    } | {
+        f"{work.name}_p99.{name}"
+        for work in wire.WORKS
+        if work.tool == "rr"
+        for name in ("ours", *work.others)
+    }
+
+    assert {row for pair in wire.pairs() for row in pair} <= taken
