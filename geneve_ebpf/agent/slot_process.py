@@ -105,6 +105,7 @@ class SlotMaker:
                 self._look_for_vanished()
             elif not heard:
                 self._look_for_lost()
+                self._look_at_uplinks()  # a device that could not be made may be makeable now
 
     def _listen(self) -> None:
         """Something changed on some interface, our own slots' among them."""

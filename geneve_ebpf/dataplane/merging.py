@@ -83,6 +83,8 @@ class Merging:
         try:
             kind = self._find(vrf) or self._make(vrf)
         except _NotMade as error:
+            # Else the coming and going of the device that was tried would have it tried again.
+            self.watched.discard(DEVICE)
             return Merged(reasons=(*reasons, str(error)))
         return Merged(kind, tuple(able), tuple(reasons))
 

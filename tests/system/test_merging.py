@@ -341,7 +341,10 @@ def test_it_follows_what_happens_to_uplink_and_device(bed: Bed) -> None:
     assert not device(node)
     rival = node.socket(socket.AF_INET, socket.SOCK_DGRAM)
     rival.bind(("", 6081))
-    assert "is taken" in look(node).reasons[0]
+    with namespaces.entering(node.netns), IPRoute() as ip, RouteSocket() as door:
+        uplinks = Uplinks(node.settings, ip, door)
+        assert "is taken" in uplinks.look().merged.reasons[0]
+        assert uplinks.watched == {"uplink0"}  # its own attempt is not what it waits for
     assert not device(node)
     rival.close()
     assert look(node) == merged
