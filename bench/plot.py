@@ -41,7 +41,7 @@ def colour_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def short(value: float) -> str:
     """A number for an axis or a bar's end."""
-    if value and not 1e-2 <= abs(value) < 1e6:
+    if value and not 1e-2 <= abs(value) < 1e7:
         return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
