@@ -238,7 +238,13 @@ MAPS: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
 # C function and source file without its ending: programs that are hung on interfaces, and
 # those that they jump to, in the order of enum jump.
 HOOKS = ("sandbox_tx", "uplink_rx", "uplink_rx_l3", "sandbox_guard", "tap_splice")
-JUMPS = ("sandbox_link", "sandbox_too_big", "uplink_peer", "uplink_path_mtu")
+JUMPS = (
+    "sandbox_link",
+    "sandbox_too_big",
+    "sandbox_error",
+    "uplink_peer",
+    "uplink_path_mtu",
+)
 PROGRAMS = (*HOOKS, *JUMPS)
 JUMP_TABLE = "jumps"  # the map that leads there
 

@@ -6,6 +6,7 @@
 #ifndef COUNT_H
 #define COUNT_H
 
+#include "kernel.h"
 #include "maps.h"
 
 static inline void add(struct traffic *row, __u64 bytes)

@@ -52,7 +52,8 @@ struct head4 {
 static inline enum drop_reason address_to_guest(struct __sk_buff *skb,
 						const struct node_config *config,
 						const struct binding *to,
-						struct inner *inner)
+						struct inner *inner,
+						const int quotes)
 {
 	enum drop_reason reason;
 	struct address guest;
@@ -62,7 +63,7 @@ static inline enum drop_reason address_to_guest(struct __sk_buff *skb,
 	if (!to->native) {
 		guest = guest_address(config, to, inner->family);
 		reason = translate(skb, inner, DESTINATION,
-				   &inner->destination, &guest);
+				   &inner->destination, &guest, quotes);
 		if (reason)
 			return reason;
 	}

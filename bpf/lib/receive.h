@@ -204,7 +204,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
 	inner.l4 -= inner.l3 - ETH_HLEN;
 	inner.l3 = ETH_HLEN;
-	reason = address_to_guest(skb, config, binding, &inner);
+	reason = address_to_guest(skb, config, binding, &inner, 1);
 	if (reason)
 		return drop_bytes(bytes, DIRECTION_RX, reason);
 	row = slot_counters.lookup(&slot);

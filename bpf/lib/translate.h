@@ -155,11 +155,25 @@ translate_quote(struct __sk_buff *skb, const struct inner *inner,
 	return DROP_NONE;
 }
 
-/* Put `to` where `from` is. */
+/* Whether a packet is an ICMP error, or too short to say. */
+static inline int may_quote(struct __sk_buff *skb, const struct inner *inner)
+{
+	__u8 type;
+
+	return inner->first &&
+	       inner->protocol == (inner->family == 6 ? IPPROTO_ICMPV6 :
+							IPPROTO_ICMP) &&
+	       (inner->l4 >= inner->l3 + inner->length ||
+		bpf_skb_load_bytes(skb, inner->l4, &type, sizeof(type)) ||
+		is_icmp_error(inner->family, type));
+}
+
+/* Put `to` where `from` is. Without `quotes` the packet is none that may_quote(). */
 static inline enum drop_reason translate(struct __sk_buff *skb,
 					 struct inner *inner, enum field field,
 					 const struct address *from,
-					 const struct address *to)
+					 const struct address *to,
+					 const int quotes)
 {
 	__u8 family = inner->family;
 	__u32 change, at, offset = checksum_offset(family, inner->protocol);
@@ -170,7 +184,8 @@ static inline enum drop_reason translate(struct __sk_buff *skb,
 		return DROP_NONE;
 	change = difference(family, from, to);
 	if (inner->first) {
-		if (inner->protocol == (family == 6 ? IPPROTO_ICMPV6 :
+		if (quotes &&
+		    inner->protocol == (family == 6 ? IPPROTO_ICMPV6 :
 						      IPPROTO_ICMP)) {
 			reason = translate_quote(skb, inner,
 						 field == SOURCE ? DESTINATION :

@@ -82,10 +82,10 @@ BUGS = (
     Bug(
         "a drop behind decapsulation counts what is left of the frame",
         "bpf/lib/receive.h",
-        """	reason = address_to_guest(skb, config, binding, &inner);
+        """	reason = address_to_guest(skb, config, binding, &inner, 1);
 	if (reason)
 		return drop_bytes(bytes, DIRECTION_RX, reason);""",
-        """	reason = address_to_guest(skb, config, binding, &inner);
+        """	reason = address_to_guest(skb, config, binding, &inner, 1);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);""",
     ),
@@ -103,7 +103,7 @@ BUGS = (
     ),
     Bug(
         "what a sandbox receives of its neighbour is counted with the sender",
-        "bpf/sandbox_tx.bpf.c",
+        "bpf/lib/forward.h",
         "row = slot_counters.lookup(&to_slot);",
         "row = slot_counters.lookup(&slot);",
     ),

@@ -20,6 +20,7 @@ from tests import programs
 from tests.packets import (
     ALICE,
     BOB,
+    GUEST,
     ICMP,
     IP,
     NODE,
@@ -30,6 +31,7 @@ from tests.packets import (
     Raw,
     arp_question,
     from_guest,
+    icmp_error,
     on_wire,
 )
 from tests.programs import ROUTER_MAC, Node, Run, assert_passed_on
@@ -101,6 +103,11 @@ def peers_question(node: Node) -> bytes:
             lambda node: node.sends(from_guest(UDP() / Raw(bytes(1500)), REMOTE)),
             "tx no_program",
             id="too-big",
+        ),
+        pytest.param(
+            lambda node: node.sends(from_guest(icmp_error(bytes(IP(src=REMOTE, dst=GUEST))))),
+            "tx no_program",
+            id="icmp-error",
         ),
         pytest.param(
             lambda node: node.receives(peers_question(node)), "rx no_program", id="peer"
