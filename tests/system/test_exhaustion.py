@@ -11,13 +11,15 @@ import contextlib
 import itertools
 import os
 import resource
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab.network import Lab, run
+from lab.network import Lab, inside, run
 from tests.api import Agent, children
 from tests.nodes import PREFIX, eventually, ping
 from tests.patience import PATIENCE
@@ -166,3 +168,32 @@ def problems(bench: Bench) -> str:
     """What the node says is wrong."""
     found: dict[str, Any] = bench.ask.must("GET", "/v1/node")
     return "; ".join(found["problems"])
+
+
+def test_pins_that_were_unmounted_cost_the_next_agent_its_sandboxes(bench: Bench) -> None:
+    """The agent goes on by what it holds. Its successor says who is lost, and cuts them off."""
+    lost = Path(bench.ask.must("GET", "/v1/sandboxes/one")["slot"]["netns"])
+    with subprocess.Popen(
+        inside(lost, "sleep", "600"), start_new_session=True
+    ) as lingering:  # keeps the namespace, and with it a way out if there were one
+        try:
+            inode = os.stat(lost).st_ino
+            assert eventually(lambda: os.stat(f"/proc/{lingering.pid}/ns/net").st_ino == inode)
+            run("umount", "-l", Path(bench.node.directory, "run", bench.node.name, "bpf"))
+            bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})
+            assert bench.talks()
+
+            bench.ask.close()
+            bench.lab.stop_agent(bench.node, signal.SIGKILL)
+            bench.lab.start_agent(bench.node)
+            bench.lab.wait_ready(bench.node)
+
+            assert bench.ask.must("GET", "/v1/sandboxes")["sandboxes"] == []
+            assert set(bench.ask.must("GET", "/v1/node")["lost"]) == {"one", "two", "three"}
+            two = bench.ask.must("PUT", "/v1/sandboxes/two", {"vpc": "blue"})
+            assert ping(Path(f"/proc/{lingering.pid}/ns/net"), two["address"], wait=0.3) == 0
+            bench.ask.must("PUT", "/v1/sandboxes/one", {"vpc": "blue"})
+            assert bench.talks()  # at once
+            assert eventually(bench.whole, 30), problems(bench)
+        finally:
+            lingering.kill()
