@@ -25,7 +25,7 @@ from pathlib import Path
 
 import uvloop
 
-from geneve_ebpf.agent import progress
+from geneve_ebpf.agent import activity, progress
 from geneve_ebpf.agent.admission import Admission
 from geneve_ebpf.agent.answers import Json
 from geneve_ebpf.agent.api import Api, NodeFacts, Shared
@@ -247,7 +247,7 @@ class _Agent:
             sandboxes=self._node.count(),
             revision=desired.state.revision,
         )
-        beats = asyncio.ensure_future(self._beat())
+        beats = asyncio.gather(self._beat(), self._look_for_activity())
         bar = asyncio.ensure_future(progress.show(pool, log)) if os.isatty(2) else None
         await self._stop.wait()
         notify("STOPPING=1")
@@ -341,6 +341,12 @@ class _Agent:
         self._log.info("node-down", sandboxes=sandboxes, slots=slots, force=force)
         self._stop.set()
         return {"node": self._settings.name, "sandboxes": sandboxes, "slots": slots}
+
+    async def _look_for_activity(self) -> None:
+        node = self._node
+        while True:
+            await asyncio.sleep(activity.EVERY)
+            await node.activity.sweep(node.attachments(), node.__contains__)
 
     async def _beat(self) -> None:
         """What is due every few seconds: the watchdog, and half-sent requests."""

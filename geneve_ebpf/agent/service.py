@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+from geneve_ebpf.agent.activity import Activity
 from geneve_ebpf.agent.admission import Admission
 from geneve_ebpf.agent.desired import Desired
 from geneve_ebpf.agent.latency import Recorder
@@ -77,6 +78,7 @@ class Node:
         self._admission = admission
         self._attached_log = attached_log
         self._later = later
+        self.activity = Activity(dataplane.counters, time.time)
         self.lost: list[Lost] = []  # attached before a reboot, or before their node vanished
         self._attachments: dict[str, Attachment] = {}
         self._prober: Prober | None = None  # made when it is first asked for

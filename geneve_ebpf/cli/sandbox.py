@@ -150,10 +150,13 @@ def list_() -> None:
             item["slot"]["host_interface"],
             item["generation"],
             output.age(item["attached_at"]),
+            output.age(item["last_activity"]),
         )
         for item in answer["sandboxes"]
     ]
-    header = ("SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "INTERFACE", "GENERATION", "AGE")
+    header = (
+        "SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "INTERFACE", "GENERATION", "AGE", "IDLE",
+    )  # fmt: skip
     output.emit(answer, *output.table(header, rows))
 
 
@@ -177,6 +180,7 @@ def show(sandbox: Sandbox) -> None:
         ("gateway", f"{guest['gateway']},{guest['gateway6']} {guest['gateway_mac']}"),
         ("generation", answer["generation"]),
         ("attached", f"{answer['attached_at']} ({output.age(answer['attached_at'])} ago)"),
+        ("last activity", answer["last_activity"]),
     ]
     counters = answer["counters"]
     rows = [

@@ -20,7 +20,7 @@ import pytest
 from lab.network import Lab
 from tests.api import Agent, children
 from tests.command import asked, geneve, new_lab, refused
-from tests.nodes import eventually
+from tests.nodes import eventually, ping
 
 SLOTS = 3
 VPCS = [
@@ -349,6 +349,20 @@ def test_an_address_behind_a_remote_route_is_taken_with_a_warning(bench):
     typed = geneve(bench.node, "attach", "three", "--vpc", "blue", "--ip", "10.0.9.10")
     assert typed.returncode == 0
     assert typed.stderr.startswith("warning: a remote route covers 10.0.9.10")
+
+
+def test_the_last_activity_is_when_packets_passed(bench):
+    """Its guest asks the gateway, and another sandbox of its VPC."""
+    one = bench.must("PUT", "/v1/sandboxes/one", {"vpc": "blue"})
+    two = bench.must("PUT", "/v1/sandboxes/two", {"vpc": "blue"})
+    assert bench.must("GET", "/v1/sandboxes/two")["last_activity"] is None
+
+    assert ping(Path(one["slot"]["netns"]), two["address"]) > 0
+
+    shown = bench.must("GET", "/v1/sandboxes/two")
+    assert shown["last_activity"] >= shown["attached_at"]
+    listed = bench.must("GET", "/v1/sandboxes")["sandboxes"]
+    assert {one["sandbox"]: one["last_activity"] for one in listed}["two"] == shown["last_activity"]
 
 
 def test_another_vtep_is_refused_while_somebody_is_attached(bench):

@@ -56,6 +56,7 @@ SANDBOX = {
     "slot": SLOT,
     "generation": 12,
     "attached_at": "2026-01-02T03:04:05Z",
+    "last_activity": None,
 }
 ATTACHED = {**SANDBOX, "timing_ns": {"wait": 0, "validate": 9000, "write": 8000, "total": 41_000}}
 ROUTE = {"vpc": "blue", "prefix": "10.0.2.0/24", "kind": "remote", "vtep": "192.0.2.2"}
@@ -377,9 +378,11 @@ def test_list_shows_every_sandbox(ask):
     header, line = out.splitlines()
     assert header.split() == [
         "SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "INTERFACE", "GENERATION", "AGE",
+        "IDLE",
     ]  # fmt: skip
-    assert line.split()[:-1] == ["web", "blue", "10.0.0.5", "-", "slot-3", "gnv3", "12"]
-    assert line.split()[-1].endswith("d")
+    assert line.split()[:-2] == ["web", "blue", "10.0.0.5", "-", "slot-3", "gnv3", "12"]
+    assert line.split()[-2].endswith("d")
+    assert line.split()[-1] == "-"
     assert requests == [("GET", "/v1/sandboxes", None)]
 
 

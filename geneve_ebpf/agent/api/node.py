@@ -53,10 +53,7 @@ class NodePaths:
                 "slots": node.pool.counts
                 | {"target": node.pool.target, "min_ready": node.pool.min_ready},
                 "waiting": self._shared.queue.admission.waiting,
-                "operations": {
-                    state.value: count
-                    for state, count in self._shared.later.operations.counts.items()
-                },
+                "operations": _counts(self._shared),
                 "lost": [one.sandbox for one in node.lost],
                 "last_event": self._shared.events.last,
                 "revision": node.desired.state.revision,
@@ -122,3 +119,8 @@ class NodePaths:
                 Code.DEGRADED, "; ".join(problems), hint="geneve-ebpf node status, the agent's log"
             )
         return json_answer(200, {"schema": schema("health"), "status": "ready"})
+
+
+def _counts(shared: Shared) -> Json:
+    """Operations by state."""
+    return {state.value: count for state, count in shared.later.operations.counts.items()}

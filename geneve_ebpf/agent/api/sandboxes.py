@@ -10,7 +10,7 @@ from functools import partial
 import msgspec
 
 from geneve_ebpf.agent import requests
-from geneve_ebpf.agent.answers import counters_json, sandbox_text, schema, verified_json
+from geneve_ebpf.agent.answers import counters_json, rfc3339, sandbox_text, schema, verified_json
 from geneve_ebpf.agent.api.call import (
     Call,
     Failure,
@@ -174,16 +174,18 @@ class Sandboxes:
 
     def _get_sandbox(self, call: Call) -> Answer:
         attachment = self._shared.node.attachment(call.name)
-        counters = encode(counters_json(self._shared.node.dataplane.counters(attachment.slot)))
+        counters, last = self._shared.node.activity.look(attachment)
         text = self._known_sandbox_text(attachment)
-        return Answer(200, f'{{{text},"counters":{counters.decode()}}}'.encode())
+        numbers = encode(counters_json(counters)).decode()
+        return Answer(200, f'{{{text},{_last_text(last)},"counters":{numbers}}}'.encode())
 
     async def _list_sandboxes(self, call: Call) -> Answer:
         return await listed(
             schema("sandboxes"),
             "sandboxes",
             (
-                f"{{{self._known_sandbox_text(one)}}}"
+                f"{{{self._known_sandbox_text(one)},"
+                f"{_last_text(self._shared.node.activity.known(one))}}}"
                 for one in self._shared.node.attachments()
                 if one in self._shared.node  # not detached while the ones before it were written
             ),
@@ -269,3 +271,8 @@ def _as_item(answer: Answer) -> str:
     """An answer as an item of a batch."""
     body = answer.body.decode()
     return f'{{"status":{answer.status},{body[1:]}' if body else f'{{"status":{answer.status}}}'
+
+
+def _last_text(seconds: float | None) -> str:
+    """When a sandbox was last active, as a member of its body."""
+    return '"last_activity":' + ("null" if seconds is None else f'"{rfc3339(seconds)}"')
