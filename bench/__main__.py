@@ -48,7 +48,7 @@ BENCHES = (
     ),
     Bench(
         "cost",
-        5,
+        3,
         "ns a packet by the kernel's clock, as a node fills with sandboxes and routes",
         Option("--most", 1_000_000, "routes"),
     ),

@@ -34,7 +34,7 @@ from bench.testbed import (
 
 PORT = 5201
 ROUNDS = 5
-WARM_UP, SECONDS = 0.3, 1.0  # of each sample
+WARM_UP, SECONDS = 0.2, 0.8  # of each sample
 FRAME = UNDERLAY_MTU + 14  # bytes of the largest Ethernet frame that is no superpacket
 SEGMENTS, PLAIN, SUPER = Wire(False, True), Wire(False, False), Wire(True, False)
 
