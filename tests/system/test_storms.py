@@ -408,9 +408,10 @@ def test_what_a_reboot_ends_is_named_and_the_node_starts_clean(bench):
         bench.must("PUT", f"/v1/sandboxes/{name}", {"vpc": "blue"})
     bench.must("DELETE", "/v1/sandboxes/gone")
     last = bench.must("GET", "/v1/node")["last_event"]
+    record = Path(bench.node.directory, "state", "node1", "attached")
+    assert eventually(lambda: "- gone\n" in record.read_text())  # written after the answer
     bench.agent.close()
     bench.lab.stop_agent(bench.node, signal.SIGKILL)
-    record = Path(bench.node.directory, "state", "node1", "attached")
     before = record.read_text().splitlines()
     down = geneve(bench.node, "node", "down", "--force", "--config", bench.node.config)
     assert down.returncode == 0
