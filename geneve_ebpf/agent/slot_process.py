@@ -40,7 +40,7 @@ from dataclasses import asdict, replace
 from geneve_ebpf.dataplane import DataPlane, Seen, Uplinks, facts
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host import messages, namespaces, slots
-from geneve_ebpf.host.netlink import IPRoute, RouteSocket
+from geneve_ebpf.host.netlink import IPRoute, NetlinkError, RouteSocket
 from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.loader.bpf import quiesce
 from geneve_ebpf.model import NodeSettings, SlotState
@@ -184,9 +184,15 @@ class SlotMaker:
 
     def _destroy(self, indexes: list[int]) -> None:
         for index in indexes:
-            if not slots.drop(self._place, index):
-                slots.cut_off(self._ip, index)
-            self._vanishing[index] = time.monotonic() + _VANISH_PATIENCE
+            try:
+                if not slots.drop(self._place, index):
+                    slots.cut_off(self._ip, index)
+            except (OSError, NetlinkError) as error:
+                # This one alone: an index that is said to have failed is tried again, and
+                # by then one that vanished may be somebody's slot once more.
+                self._tell_failed("destroy", [index], str(error))
+            else:
+                self._vanishing[index] = time.monotonic() + _VANISH_PATIENCE
 
     def _look_for_vanished(self) -> None:
         now = time.monotonic()

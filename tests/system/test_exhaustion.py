@@ -164,6 +164,38 @@ def test_a_slot_process_without_descriptors_says_so_and_recovers(bench: Bench) -
     assert eventually(bench.whole, 30), problems(bench)
 
 
+def test_a_slot_that_cannot_be_let_go_of_takes_no_other_with_it(bench: Bench) -> None:
+    """One detached with it is made anew and keeps its next tenant, while it is tried again."""
+    assert eventually(bench.whole, 30), problems(bench)
+    stuck, other = (
+        bench.ask.must("PUT", f"/v1/sandboxes/{name}", {"vpc": "blue"})["slot"]
+        for name in ("stuck", "other")
+    )
+    assert eventually(bench.whole, 30), problems(bench)
+    # Letting go takes one mount away, and the file below the other stays.
+    run("mount", "--bind", stuck["netns"], stuck["netns"])
+    detach = [{"sandbox": name} for name in ("stuck", "other")]
+    bench.ask.must("POST", "/v1/sandboxes:batch", {"detach": detach})
+
+    def is_there(slot: dict[str, Any], state: str = "") -> bool:
+        there = {one["id"]: one["state"] for one in bench.ask.must("GET", "/v1/slots")["slots"]}
+        return slot["id"] in there and state in ("", there[slot["id"]])
+
+    assert eventually(lambda: not is_there(other), 30)
+    bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})
+    assert eventually(lambda: is_there(other, "ready"), 30)
+    wish = {"vpc": "blue", "slot": other["id"]}
+    four = bench.ask.must("PUT", "/v1/sandboxes/four", wish)
+
+    assert eventually(lambda: not is_there(stuck), 30)
+    assert eventually(bench.whole, 30), problems(bench)
+    one = bench.ask.must("GET", "/v1/sandboxes/one")
+    assert ping(Path(four["slot"]["netns"]), one["address"]) == 3
+    for name in ("three", "four"):
+        bench.ask.must("DELETE", f"/v1/sandboxes/{name}")
+    assert eventually(bench.whole, 30), problems(bench)
+
+
 def problems(bench: Bench) -> str:
     """What the node says is wrong."""
     found: dict[str, Any] = bench.ask.must("GET", "/v1/node")
