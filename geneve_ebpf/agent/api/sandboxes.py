@@ -85,10 +85,11 @@ class Sandboxes:
         text = self._sandbox_text(attachment, body.vpc, timing)
         if timing is not None and (body.address or body.address6):
             text += self._warnings(attachment)
+        # It is attached whatever comes of looking at it.
+        self._tell_attach(request, attachment, body.vpc, timing)
         if body.verify:
             seen = encode(verified_json(self._shared.node.probe(attachment))).decode()
             text = f'{text},"verified":{seen}'
-        self._tell_attach(request, attachment, body.vpc, timing)
         return Answer(200 if timing is None else 201, f"{{{text}}}".encode())
 
     def _tell_attach(
