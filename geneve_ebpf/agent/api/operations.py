@@ -9,7 +9,15 @@ import msgspec
 
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import Json, rfc3339, schema
-from geneve_ebpf.agent.api.call import Call, Shared, Table, encode, json_answer, seconds_of
+from geneve_ebpf.agent.api.call import (
+    Call,
+    Shared,
+    Table,
+    encode,
+    encoded,
+    json_answer,
+    seconds_of,
+)
 from geneve_ebpf.agent.http import Answer, Patient
 from geneve_ebpf.agent.operations import Operation, State
 from geneve_ebpf.errors import Code, GeneveError
@@ -33,7 +41,7 @@ class OperationPaths:
             "/v1/operations:drop": {"POST": (self._drop,)},
         }
 
-    def _list(self, call: Call) -> Answer:
+    async def _list(self, call: Call) -> Answer:
         state = None
         if "state" in call.query:
             try:
@@ -46,14 +54,10 @@ class OperationPaths:
                     field="state",
                 ) from None
         operations = self._shared.later.operations
-        return json_answer(
-            200,
-            {
-                "schema": schema("operations"),
-                "operations": [operation_json(one) for one in operations.all(state)],
-                "counts": {one.value: count for one, count in operations.counts.items()},
-            },
-        )
+        counts = {one.value: count for one, count in operations.counts.items()}
+        head = encode({"schema": schema("operations"), "counts": counts})
+        texts = (encode(operation_json(one)).decode() for one in operations.all(state))
+        return Answer(200, b'%b,"operations":[%b]}' % (head[:-1], b",".join(await encoded(texts))))
 
     def _show(self, call: Call) -> Answer | Patient:
         operation = self._shared.later.operations.get(call.name)
