@@ -66,7 +66,13 @@ class Waiter(Generic[T]):
         self._timer = loop.call_at(ticket.deadline, lambda: self.fail(too_late()))
 
     def __await__(self) -> Generator[Any, None, T]:
-        return self._result.__await__()
+        try:
+            return (yield from self._result.__await__())
+        except asyncio.CancelledError:
+            if self._result.cancelled() or not self._result.done():
+                raise
+            # It had its turn in the very moment: what was done is not nothing.
+            return self._result.result()
 
     def turn(self) -> None:
         """Do the work now."""
