@@ -33,7 +33,7 @@ class Later:
         """
         task = asyncio.ensure_future(self._run(operation, attempt))
         self._tasks[operation.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(operation.id, None))
+        task.add_done_callback(lambda ended: self._forget(operation.id, ended))
 
     async def ended(self, operation: Operation, seconds: float) -> None:
         """Wait until the operation is pending no more, but no longer than that."""
@@ -49,6 +49,11 @@ class Later:
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    def _forget(self, identity: str, ended: asyncio.Task[None]) -> None:
+        # One that failed may have been begun anew before the loop came to this.
+        if self._tasks.get(identity) is ended:
+            del self._tasks[identity]
 
     async def _run(self, operation: Operation, attempt: Attempt) -> None:
         while True:
