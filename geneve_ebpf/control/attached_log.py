@@ -10,6 +10,7 @@ boot that the others are of.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,6 +86,7 @@ class AttachedLog:
     def rewrite(self, attachments: Iterable[Attachment]) -> None:
         """Replace the file's content, or leave it be where there is no room for a new one."""
         lines = [f"{self._boot}\n", *map(_line, attachments)]
+        content = "".join(lines).encode()
         self._unwritten.clear()
         self._lines, self.full = len(lines), False
         new = self._path.with_suffix(".new")
@@ -92,8 +94,13 @@ class AttachedLog:
             descriptor = os.open(
                 new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
-            os.write(descriptor, "".join(lines).encode())
-            new.rename(self._path)
+            try:
+                if os.write(descriptor, content) < len(content):  # where the room ended
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                new.rename(self._path)
+            except OSError:
+                os.close(descriptor)
+                raise
             self.close()
             self._descriptor = descriptor
 

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who was attached is known after a reboot, unless there was no room to write it down."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from geneve_ebpf.control.attached_log import AttachedLog, Lost
+from geneve_ebpf.model import Attachment, Endpoint, endpoint_mac
+
+ADDRESS = IPv4Address("10.0.0.2")
+ONE = Attachment("one", 3, Endpoint(100, ADDRESS, endpoint_mac(ADDRESS)), 7, 0.0)
+WRITTEN = Lost("one", 100, ("10.0.0.2",), 3, 7)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "attached"
+
+
+def test_those_who_were_attached_are_known_after_a_reboot(path, tmp_path):
+    """Whoever was detached is not among them, and the boot is told apart."""
+    log = AttachedLog(path)
+    log.rewrite([ONE])
+    for note, one in ((log.attached, replace(ONE, sandbox="two")), (log.detached, "two")):
+        note(one)
+    log.close()
+    other = tmp_path / "boot"
+    other.write_text("another\n")
+
+    assert AttachedLog(path).read() == (True, [WRITTEN])
+    assert AttachedLog(path, other).read() == (False, [WRITTEN])
+
+
+def test_without_room_the_file_stays_and_nothing_stays_open(path):
+    """The new one is on a device that is always full."""
+    log = AttachedLog(path)
+    log.rewrite([ONE])
+    path.with_suffix(".new").symlink_to("/dev/full")
+    before = os.listdir("/proc/self/fd")
+
+    log.rewrite([])
+
+    assert os.listdir("/proc/self/fd") == before
+    log.close()
+    assert AttachedLog(path).read() == (True, [WRITTEN])
