@@ -54,7 +54,9 @@ class TapKind(NamespaceKind):
         tc.set_block_program(inside, _BLOCK, self.program, "tap_splice")
         if len(tc.block_programs(inside, _BLOCK)) != 1:
             raise GeneveError(
-                Code.NODE_SETUP, f"the block in {draft.name}'s namespace does not hold our program"
+                Code.NODE_SETUP,
+                f"the block in {draft.name}'s namespace does not hold our program alone",
+                hint="keep other tools of the machine out of namespaces of slots",
             )
         inside.tell_all([messages.link_up(one) for one in (LOOPBACK, tap, eth0)])
 
