@@ -52,6 +52,12 @@ BENCHES = (
         "ns a packet by the kernel's clock, as a node fills with sandboxes and routes",
         Option("--most", 1_000_000, "routes"),
     ),
+    Bench(
+        "slots",
+        3,
+        "thousands of slots: made, attached, restarted over, destroyed",
+        Option("--slots", 4000, "slots of the full node"),
+    ),
 )
 
 
@@ -80,6 +86,15 @@ def arguments() -> argparse.Namespace:
                 help=f"{bench.option.text} (default: {bench.option.default or 'all'})",
             )
     simulated(commands.add_parser("sim", help=SIM, description=SIM))
+    text = "attach and detach for minutes, with refill; every count is what it was afterwards"
+    soak = commands.add_parser("soak", help=text, description=text)
+    soak.add_argument("--json", metavar="FILE", help="write the record here; - is stdout")
+    soak.add_argument(
+        "--minutes", type=float, default=10, metavar="N", help="how long (default: %(default)s)"
+    )
+    soak.add_argument(
+        "--cycles", type=int, default=0, metavar="N", help="so many sandboxes instead; 100000, say"
+    )
     text = "all benches, and a page with their plots"
     every = commands.add_parser("all", help=text, description=text)
     every.add_argument("--report", type=Path, required=True, metavar="DIR", help="write it here")
@@ -154,6 +169,14 @@ def measure(asked: argparse.Namespace) -> None:
         from bench import cost
 
         cost.main(asked.json, asked.rounds, asked.option)
+    elif asked.bench == "slots":
+        from bench import slots
+
+        slots.main(asked.json, asked.rounds, asked.option)
+    elif asked.bench == "soak":
+        from bench import soak
+
+        soak.main(asked.json, asked.minutes, asked.cycles)
     elif asked.bench == "sim":
         from bench.sim import report as simulation
 
@@ -177,7 +200,7 @@ def main() -> int:
     asked = arguments()
     few = [getattr(asked, name, None) for name in ("rounds", "option")]
     if any(isinstance(number, int) and number < 1 for number in few):
-        print("bench: --rounds and --most must be at least 1", file=sys.stderr)
+        print("bench: --rounds, --most and --slots must be at least 1", file=sys.stderr)
         return Exit.USAGE
     try:
         measure(asked)

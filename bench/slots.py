@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slots by the thousand: made, attached, restarted over and destroyed, beside a node with a few.
+
+Each round fills a node from nothing. Figures of one round are one sample, but
+for attaches, which are taken by turns; the floor is what the kernel takes for a
+network namespace with nothing in it, in the same run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench import harness, machine
+from bench.harness import Row
+from bench.ours import run_root
+from bench.served import VPC, Served, served
+from bench.testbed import (
+    BenchError,
+    Node,
+    interruptible,
+    need,
+    pinned,
+    sweep,
+    two_cpus,
+    two_nodes,
+)
+from geneve_ebpf.agent.config import Filling, Placement
+from geneve_ebpf.host import namespaces
+from geneve_ebpf.loader import bpf
+from geneve_ebpf.loader.pins import Pins
+
+FEW = 64  # slots of the node beside, and of the full one when it is not to refill
+PAIRS = 50  # attaches of each contestant in a round
+PACKETS = 2000
+IDLE_SECONDS = 10.0
+REFILL = 100.0  # slots a second
+_BPF_ENABLE_STATS = 32
+
+PAIRS_TO_COMPARE = (
+    ("attach.slot_last", "attach.slot_first"),
+    ("attach.many", "attach.few"),
+    ("attach.refill", "attach.calm"),
+    ("packet.slot_last", "packet.slot_first"),
+    ("slots.memory_each", "floor.namespace_each"),
+)
+NOTES = (
+    "slots.fill: from starting the agent until all are ready, its programs kept from before.",
+    "slots.memory_each: Slab and Percpu of the machine over the slots made, after a settle;"
+    " floor.namespace_each the same of network namespaces with nothing in them.",
+    "attach.*: through the socket, the caller beside the agent on one CPU. slot_first and"
+    " slot_last: slots of the lowest and the highest number; few and many: two nodes, by turns.",
+    f"attach.refill: with slots made at {REFILL:.0f} a second and as many detached;"
+    " attach.calm: with neither.",
+    "packet.*: sandbox_tx for one 64-byte datagram to a neighbour, by bpf_stats.",
+    "restart: from starting an agent over the attached sandboxes of one that was killed until"
+    " it has answered an attach. destroy: from the first detach until the last interface is gone.",
+)
+
+
+class Rows:
+    """Samples by name, as they come."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+
+    def add(self, name: str, unit: str, samples: list[float]) -> None:
+        """One round's samples of a row."""
+        self.rows.setdefault(name, Row(name, unit)).rounds.append(samples)
+
+
+def main(json_file: str | None, rounds: int, slots: int) -> None:
+    """Fill a node with `slots` slots, `rounds` times. Raises BenchError."""
+    need({"ip": "iproute2"})
+    sweep()
+    if slots < 4 * FEW:
+        raise BenchError(f"--slots must be at least {4 * FEW}")
+    about = machine.record()
+    first, second = two_cpus()
+    about["placement"] = {"agent": first, "caller": first, "slot_process": second}
+    rows = Rows()
+    placement = Placement(agent_cpu=first, slot_cpu=second, exporter_cpu=second)
+    with interruptible(), ExitStack() as stack:
+        left, right = stack.enter_context(two_nodes("slots"))
+        root = stack.enter_context(run_root())
+        few = stack.enter_context(served(right, "few", root, FEW, placement=placement))
+        few.make_vpc()
+        few.rest()  # its programs are kept now, and no round pays for the compiler
+        for number in range(1, rounds + 1):
+            harness.say(f"round {number} of {rounds}")
+            one_round(rows, left, few, root, slots, first)
+    harness.report(
+        "slots",
+        about,
+        rows.rows,
+        PAIRS_TO_COMPARE,
+        restless=0,
+        notes=NOTES,
+        json_file=json_file,
+    )
+
+
+def one_round(rows: Rows, node: Node, few: Served, root: Path, slots: int, cpu: int) -> None:
+    """From nothing to a full node, and back."""
+    rows.add("floor.namespace_each", "KB", [namespaces_each(root, min(slots, 1000))])
+    before = kernel_kilobytes()
+    filling = Filling(low_watermark=0, refill_rate=REFILL)
+    began = time.perf_counter()
+    with served(node, "full", root, slots, placement=few.placement, filling=filling) as full:
+        full.wait("ready", slots)
+        rows.add(f"slots.fill_{slots}", "s", [time.perf_counter() - began])
+        settle()
+        rows.add("slots.memory_each", "KB", [(kernel_kilobytes() - before) / slots])
+        full.make_vpc()
+        with pinned(cpu):
+            first, last = by_turns(
+                lambda turn: full.attach(f"first-{turn}", turn),
+                lambda turn: full.attach(f"last-{turn}", slots - 1 - turn),
+            )
+            busy = refilling(full)
+        rows.add("attach.slot_first", "us", first)
+        rows.add("attach.slot_last", "us", last)
+        rows.add("attach.refill", "us", busy)
+        # The same slots, and nobody who makes more: more are ready than are wanted.
+        full.end(signal.SIGTERM)
+        full.start(FEW)
+        many = full.counts()["ready"] - 2 * PAIRS - 1
+        with pinned(cpu):
+            calm = [full.attach(f"many-{number}") for number in range(many)]
+            of_many, of_few = by_turns(
+                lambda turn: full.attach(f"more-{turn}"), lambda turn: few.attach(f"few-{turn}")
+            )
+        rows.add("attach.calm", "us", calm[-2 * PAIRS :])
+        rows.add("attach.many", "us", of_many)
+        rows.add("attach.few", "us", of_few)
+        for turn in range(PAIRS):
+            few.detach(f"few-{turn}")
+        one, other = packet_cost(full)
+        rows.add("packet.slot_first", "ns", one)
+        rows.add("packet.slot_last", "ns", other)
+        settle()
+        began_at = full.cpu_seconds()
+        time.sleep(IDLE_SECONDS)
+        spent = full.cpu_seconds() - began_at
+        rows.add("idle.cpu", "%", [100 * spent / IDLE_SECONDS])
+        rows.add("idle.memory", "MB", [full.megabytes()])
+        full.end(signal.SIGKILL)
+        began = time.perf_counter()
+        full.start()
+        full.ask("PUT", "/v1/sandboxes/after", {"vpc": VPC})
+        rows.add(f"restart_{slots}", "s", [time.perf_counter() - began])
+        names = [one["sandbox"] for one in everybody(full)]
+        began = time.perf_counter()
+        for name in names:
+            full.detach(name)
+        full.wait("retiring", 0)
+        rows.add(f"destroy_{slots}", "s", [time.perf_counter() - began])
+    few.rest()
+    settle()
+
+
+def by_turns(
+    one: Callable[[int], float], other: Callable[[int], float]
+) -> tuple[list[float], list[float]]:
+    """PAIRS samples of each, whoever goes first taking turns."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for turn in range(PAIRS):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            taken[which].append((one, other)[which](turn))
+    return taken
+
+
+def refilling(node: Served) -> list[float]:
+    """Attaches and detaches at the rate of the refill; what the attaches took."""
+    taken = []
+    due = time.monotonic()
+    for turn in range(3 * PAIRS):
+        taken.append(node.attach(f"busy-{turn}"))
+        node.detach(f"busy-{turn}")
+        due += 1 / REFILL
+        time.sleep(max(0.0, due - time.monotonic()))
+    return taken[PAIRS:]  # the first ones came before the refill ran
+
+
+def everybody(node: Served) -> list[dict[str, Any]]:
+    """All sandboxes that are attached."""
+    sandboxes: list[dict[str, Any]] = node.ask("GET", "/v1/sandboxes")["sandboxes"]
+    return sandboxes
+
+
+def packet_cost(node: Served) -> tuple[list[float], list[float]]:
+    """Nanoseconds of sandbox_tx a packet, from the lowest and the highest slot attached."""
+    attached = sorted(
+        everybody(node), key=lambda sandbox: int(sandbox["slot"]["id"].removeprefix("slot-"))
+    )
+    ends, target = (attached[0], attached[-1]), attached[len(attached) // 2]["address"]
+    pins = Pins(node.settings.run_directory)
+    program = bpf.open_pin(pins.program("sandbox_tx"))
+    stats = bpf.call(_BPF_ENABLE_STATS, bpf.create_attr("<I", 0))
+    taken: tuple[list[float], list[float]] = ([], [])
+    try:
+        with sender(ends[0]["slot"]["netns"]) as one, sender(ends[1]["slot"]["netns"]) as other:
+            for turn in range(10):
+                for which in (0, 1) if turn % 2 else (1, 0):
+                    before = bpf.program_info(program)
+                    for _ in range(PACKETS // 10):
+                        (one, other)[which].sendto(bytes(22), (target, 9))
+                    after = bpf.program_info(program)
+                    runs = after.run_count - before.run_count
+                    if runs < PACKETS // 10:
+                        raise BenchError("sandbox_tx did not run for every packet")
+                    taken[which].append((after.run_time_ns - before.run_time_ns) / runs)
+    finally:
+        os.close(stats)
+        os.close(program)
+    return taken
+
+
+@contextmanager
+def sender(netns: str) -> Iterator[socket.socket]:
+    """A UDP socket in a slot."""
+    with namespaces.entering(Path(netns)):
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with made:
+        yield made
+
+
+def kernel_kilobytes() -> int:
+    """What the kernel itself holds: slab and per-CPU memory of the machine."""
+    fields = dict(
+        line.split(":") for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line
+    )
+    return sum(int(fields[name].split()[0]) for name in ("Slab", "Percpu"))
+
+
+def namespaces_each(root: Path, count: int) -> float:
+    """Kilobytes of a network namespace with nothing in it."""
+    place = root / "bare"
+    namespaces.make_directory(place)
+    made = [place / str(number) for number in range(count)]
+    settle()
+    before = kernel_kilobytes()
+    try:
+        for path in made:
+            os.close(namespaces.create(path))
+        settle()
+        return (kernel_kilobytes() - before) / count
+    finally:
+        for path in made:
+            if path.exists():
+                namespaces.remove(path)
+        namespaces.remove_directory(place)
+        settle()
+
+
+def settle() -> None:
+    """Wait until the kernel has done what it does later: at most some seconds."""
+    machine.settle(10)
