@@ -83,9 +83,13 @@ def main(json_file: str | None, minutes: float, cycles: int) -> None:
             )
         )
         node.make_vpc()
+        node.rest()
         alive = deque(f"first-{number}" for number in range(ALIVE))
         for name in alive:
             node.attach(name)
+        # The VPC's counters of those that are gone take their place with the first.
+        node.attach("nobody")
+        node.detach("nobody")
         node.rest()
         before = counts(node)
         with waiting_for_rtnl(left.netns) as waits:
