@@ -102,8 +102,8 @@ def main(json_file: str | None, minutes: float, cycles: int) -> None:
         add("rtnl.ours", "us", waits)
     if not cycles:
         with interruptible():
-            waits, lives, busy = pooled_classic(min(minutes, 2) * 60)
-        add("life.classic_pooled", "ms", [1000 * busy / lives])
+            waits, tenants, busy = pooled_classic(min(minutes, 2) * 60)
+        add("life.classic_pooled", "ms", [1000 * busy / tenants])
         add("rtnl.classic_pooled", "us", waits)
     harness.report(
         "soak",

@@ -37,7 +37,8 @@ import sys
 import time
 from dataclasses import asdict, replace
 
-from geneve_ebpf.dataplane import DataPlane, Seen, Uplinks, facts
+from geneve_ebpf.dataplane import DataPlane, facts
+from geneve_ebpf.dataplane.uplinks import Seen, Uplinks
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host import messages, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, NetlinkError, RouteSocket

@@ -4,7 +4,8 @@
     from geneve_ebpf.dataplane import DataPlane, bring_up
 
 `bring_up` prepares a node (programs, hooks, maps) and returns its `DataPlane`;
-attaching a sandbox to a slot is then a call that writes two map entries.
+attaching a sandbox to a slot is then a call that writes two map entries. Nothing
+here brings a netlink library along; `uplinks` does, for the process that needs one.
 """
 
 from geneve_ebpf.abi import Direction, DropReason, EventKind
@@ -12,7 +13,6 @@ from geneve_ebpf.dataplane.counters import Counters, Drops, Event, Traffic
 from geneve_ebpf.dataplane.node import bring_up, facts, splice_program, tear_down
 from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.dataplane.probe import Probe, Prober
-from geneve_ebpf.dataplane.uplinks import Seen, Uplinks
 
 __all__ = [
     "Counters",
@@ -24,9 +24,7 @@ __all__ = [
     "EventKind",
     "Probe",
     "Prober",
-    "Seen",
     "Traffic",
-    "Uplinks",
     "bring_up",
     "facts",
     "splice_program",

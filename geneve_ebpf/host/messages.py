@@ -17,7 +17,7 @@ Address = IPv4Address | IPv6Address
 LINKS, ADDRESSES6 = 0x1, 0x100
 
 _NEWLINK, _DELLINK, _SETLINK, _NEWADDR, _NEWROUTE, _NEWNEIGH = 16, 17, 19, 20, 24, 28
-_NEWQDISC = 36
+_NEWQDISC, _GETQDISC = 36, 38
 _CREATE = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
@@ -137,15 +137,25 @@ def clsact(index: int, ingress_block: int, egress_block: int) -> Request:
     return Request(_NEWQDISC, _CREATE, head + attributes)
 
 
+QDISCS = Request(_GETQDISC, 0, bytes(20))  # a dump's request: all of the namespace
+
+
+def attributes(message: bytes, at: int) -> dict[int, bytes]:
+    """The attributes of a message whose fixed part has `at` bytes; those it is sure of."""
+    found: dict[int, bytes] = {}
+    while at + 4 <= len(message):
+        length, kind = struct.unpack_from("=HH", message, at)
+        if length < 4:
+            break
+        found[kind] = message[at + 4 : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
 def link_name(notification: bytes) -> str:
     """The name of the interface that a notification of group LINKS is about."""
-    at = 16  # behind struct ifinfomsg
-    while at + 4 <= len(notification):
-        length, kind = struct.unpack_from("=HH", notification, at)
-        if kind == _IFLA_IFNAME:
-            return notification[at + 4 : at + length].rstrip(b"\0").decode(errors="replace")
-        at += max(4, (length + 3) & ~3)
-    return ""
+    name = attributes(notification, 16).get(_IFLA_IFNAME, b"")  # behind struct ifinfomsg
+    return name.rstrip(b"\0").decode(errors="replace")
 
 
 def no_link_local(index: int) -> Request:

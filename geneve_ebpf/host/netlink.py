@@ -157,6 +157,25 @@ class RouteSocket:
         self._send(message, kind, _NLM_F_ACK | _NLM_F_ECHO)  # tc answers to an echo alone
         return self._receive(type(message))
 
+    def dump_bytes(self, request: Request) -> Iterator[bytes]:
+        """Send a dump's request; the answers' bodies as they are. Raises OSError."""
+        self._sequence += 1
+        flags = request.flags | _NLM_F_REQUEST | _NLM_F_DUMP
+        size = _HEADER.size + len(request.body)
+        self._socket.send(
+            _HEADER.pack(size, request.kind, flags, self._sequence, 0) + request.body
+        )
+        while True:
+            for kind, sequence, body in _messages(self._socket.recv(1 << 18)):
+                if sequence != self._sequence:
+                    continue  # of a request that was given up
+                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                    (code,) = struct.unpack_from("=i", body)
+                    if code < 0:
+                        raise OSError(-code, os.strerror(-code))
+                    return
+                yield body
+
     def _send(self, message: Any, kind: int, flags: int) -> None:
         self._sequence += 1
         message["header"]["type"] = kind

@@ -9,6 +9,8 @@ addressed with a magic interface index and its number as the parent.
 from __future__ import annotations
 
 import errno
+import struct
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,13 +18,13 @@ from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 from pyroute2.netlink.rtnl import (
     RTM_DELQDISC,
     RTM_DELTFILTER,
-    RTM_GETQDISC,
     RTM_GETTFILTER,
     RTM_NEWQDISC,
     RTM_NEWTFILTER,
 )
 from pyroute2.netlink.rtnl.tcmsg import sched_bpf, tcmsg
 
+from geneve_ebpf.host import messages
 from geneve_ebpf.host.netlink import RouteSocket
 
 _CLSACT_PARENT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
@@ -30,6 +32,7 @@ _INGRESS = 0xFFFFFFF2  # parent of an ingress filter on clsact
 _BLOCK_IFINDEX = -1  # TCM_IFINDEX_MAGIC_BLOCK, as the signed field has it
 _ETH_P_ALL = 0x0300  # 0x0003 in network order
 _DIRECT_ACTION = 1
+_TCA_KIND, _TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 1, 13, 14
 
 # Our one filter, wherever it hangs: fixed, so that a replace finds it.
 PREFERENCE = 6081
@@ -101,25 +104,31 @@ def remove_clsact(door: RouteSocket, ifindex: int) -> None:
     door.tell(_message(index=ifindex, parent=_CLSACT_PARENT, handle=_CLSACT_HANDLE), RTM_DELQDISC)
 
 
+def _shared(door: RouteSocket) -> Iterator[tuple[int, int, int]]:
+    """(interface, ingress block, egress block) of every clsact of the namespace.
+
+    Read as bytes: the kernel tells of all interfaces, thousands of slots' among them.
+    """
+    for body in door.dump_bytes(messages.QDISCS):
+        found = messages.attributes(body, 20)  # behind struct tcmsg
+        if found.get(_TCA_KIND) == b"clsact\0":
+            (ifindex,) = struct.unpack_from("=i", body, 4)
+            yield (
+                ifindex,
+                int.from_bytes(found.get(_TCA_INGRESS_BLOCK, b""), sys.byteorder),
+                int.from_bytes(found.get(_TCA_EGRESS_BLOCK, b""), sys.byteorder),
+            )
+
+
 def shared_blocks(door: RouteSocket, ifindex: int) -> tuple[int, int]:
     """The shared blocks that an interface's ingress and egress are in; 0 if in none."""
-    asked = _message(index=ifindex, parent=_CLSACT_PARENT, handle=_CLSACT_HANDLE)
-    try:
-        (qdisc,) = door.get(asked, RTM_GETQDISC)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.EINVAL):  # no such qdisc; none at all
-            return 0, 0
-        raise
-    return qdisc.get_attr("TCA_INGRESS_BLOCK") or 0, qdisc.get_attr("TCA_EGRESS_BLOCK") or 0
+    blocks = (found[1:] for found in _shared(door) if found[0] == ifindex)
+    return next(blocks, (0, 0))
 
 
 def blocks_in_use(door: RouteSocket) -> set[int]:
     """Numbers of all shared blocks of this namespace: whoever names one of them joins it."""
-    found = set()
-    for qdisc in door.dump(_message(), RTM_GETQDISC):
-        found.add(qdisc.get_attr("TCA_INGRESS_BLOCK") or 0)
-        found.add(qdisc.get_attr("TCA_EGRESS_BLOCK") or 0)
-    return found - {0}
+    return {block for _, *blocks in _shared(door) for block in blocks} - {0}
 
 
 def _filter(door: RouteSocket, ifindex: int, parent: int, program: int, name: str) -> None:

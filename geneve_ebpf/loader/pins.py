@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -76,13 +77,18 @@ class Pins:
                     hint="detach its sandboxes and take it down first: geneve-ebpf node down",
                 )
 
+    @cached_property
+    def _programs(self) -> str:
+        # Reads and hashes every source: some 10 ms, and asked for many times at a start.
+        return source.program_hash()
+
     def map(self, name: str) -> Path:
         """Path of a map; of JUMP_TABLE, the one that the programs as they are now jump by."""
         return self.program(name) if name == JUMP_TABLE else self.directory / name
 
     def program(self, name: str) -> Path:
         """Path of a program made from the sources as they are now."""
-        return self.directory / f"{name}-{source.program_hash()}"
+        return self.directory / f"{name}-{self._programs}"
 
     def uplink(self, interface: str) -> Path:
         """Path of the TCX link on an uplink."""

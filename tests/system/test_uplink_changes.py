@@ -14,9 +14,9 @@ from typing import Any, Literal
 import pytest
 
 from geneve_ebpf import dataplane
-from geneve_ebpf.dataplane import Uplinks
 from geneve_ebpf.dataplane.merging import DEVICE
 from geneve_ebpf.dataplane.node import write_facts
+from geneve_ebpf.dataplane.uplinks import Uplinks
 from geneve_ebpf.host import namespaces, tc
 from geneve_ebpf.host.links import index_of
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket

@@ -7,13 +7,18 @@ import json
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from geneve_ebpf import abi
 from geneve_ebpf.agent.config import load
+from geneve_ebpf.cli.checks import NEIGHBOURS_WANTED
+from geneve_ebpf.dataplane.merging import DEVICE
 from geneve_ebpf.exporter.metrics import METRICS
+from geneve_ebpf.host.slots import host_interface
+from geneve_ebpf.loader.hooks import ANCHOR
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -147,3 +152,29 @@ def test_the_dashboard_is_one_that_grafana_can_import():
         assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("99-zz-geneve-ebpf.rules", r'KERNEL!="(.+)", GOTO'),
+        ("10-geneve-ebpf.link", r"^OriginalName=(.+)$"),
+        ("10-geneve-ebpf.network", r"^Name=(.+)$"),
+        ("geneve-ebpf-networkmanager.conf", r"interface-name:(.+)$"),
+    ],
+)
+def test_other_tools_are_kept_off_every_interface_that_a_node_makes(name, pattern):
+    """The slots' and our own, and no others."""
+    (glob,) = re.findall(pattern, (DEPLOY / name).read_text(), re.MULTILINE)
+
+    for interface in (host_interface(0), host_interface(16383), ANCHOR, DEVICE):
+        assert fnmatch(interface, glob)
+    assert not any(fnmatch(other, glob) for other in ("eth0", "lo", "gretap0", "veth0"))
+
+
+def test_the_machine_is_given_the_room_that_doctor_asks_for():
+    """In both families' tables."""
+    text = (DEPLOY / "60-geneve-ebpf.conf").read_text()
+
+    limits = re.findall(r"^net\.ipv[46]\.neigh\.default\.gc_thresh3 = (\d+)$", text, re.MULTILINE)
+    assert [int(limit) for limit in limits] == [NEIGHBOURS_WANTED] * 2

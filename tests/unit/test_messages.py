@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from ipaddress import ip_address
 
 import pytest
@@ -11,6 +12,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from geneve_ebpf.host import messages
 
@@ -113,3 +115,13 @@ def test_a_notification_names_its_interface():
     assert messages.link_name(head + mtu) == ""
     assert messages.link_name(head + struct.pack("=HH", 0, 0)) == ""
     assert messages.link_name(b"") == ""
+
+
+def test_an_interface_joins_two_blocks_with_one_clsact():
+    """Its two sides, by the numbers that are given."""
+    message = read(tcmsg, messages.clsact(7, 11, 12))
+    found = messages.attributes(messages.clsact(7, 11, 12).body, 20)
+
+    assert (message["index"], message["parent"]) == (7, 0xFFFFFFF1)
+    assert message.get_attr("TCA_KIND") == "clsact"
+    assert [int.from_bytes(found[kind], sys.byteorder) for kind in (13, 14)] == [11, 12]

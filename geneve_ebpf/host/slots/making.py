@@ -142,11 +142,13 @@ def _join_blocks(door: RouteSocket, place: Place, drafts: Sequence[Draft]) -> No
         elif refused:
             draft.error = OSError(refused, os.strerror(refused), draft.name)
     for block, program in ((place.block, place.program), (place.block + 1, place.guard)):
-        if tc.block_programs(door, block) != [program]:
+        found = tc.block_programs(door, block)
+        if found != [program]:
             for draft in _good(drafts):
                 draft.error = GeneveError(
                     Code.NODE_SETUP,
-                    f"the shared block {block} does not hold our program alone",
+                    f"the shared block {block} does not hold our program {program} alone, but"
+                    f" {' '.join(map(str, found)) or 'none'}",
                     hint="another tool changed it: geneve-ebpf node down, then start again",
                 )
 
