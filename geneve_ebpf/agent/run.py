@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +47,7 @@ from geneve_ebpf.control.attached_log import AttachedLog
 from geneve_ebpf.control.rest_log import RestLog
 from geneve_ebpf.control.state import DesiredState, Rules
 from geneve_ebpf.control.store import Store
-from geneve_ebpf.dataplane import DataPlane, bring_up, facts, tear_down
+from geneve_ebpf.dataplane import DataPlane, adopt, bring_up, facts, look_after, tear_down
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import namespaces
 from geneve_ebpf.host.addresses import is_own
@@ -98,8 +99,10 @@ def serve(config: AgentConfig) -> None:
             contextlib.closing(Store(settings.state_directory / "state.db"))
         )
         state = store.load(Rules(settings.guest, settings.vtep))
-        log.info("bringing-up", uplinks=",".join(settings.uplinks))
-        dataplane = stack.enter_context(contextlib.closing(bring_up(settings)))
+        adopted = adopt(settings)
+        if adopted is None:
+            log.info("bringing-up", uplinks=",".join(settings.uplinks))
+        dataplane = stack.enter_context(contextlib.closing(adopted or bring_up(settings)))
         recorder = stack.enter_context(
             contextlib.closing(Recorder(settings.run_directory / "latency"))
         )
@@ -107,10 +110,11 @@ def serve(config: AgentConfig) -> None:
         attached = stack.enter_context(
             contextlib.closing(AttachedLog(settings.state_directory / ATTACHED))
         )
+        agent = _Agent(config, dataplane, cpus, log, unseen=adopted is not None)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(
-                _Agent(config, dataplane, cpus, log).live(store, state, recorder, rests, attached)
-            )
+            runner.run(agent.live(store, state, recorder, rests, attached))
+    if agent.failure is not None:
+        raise agent.failure
     log.info("stopped", node=settings.name)
 
 
@@ -147,8 +151,21 @@ def down(settings: NodeSettings, *, force: bool = False) -> tuple[int, int]:
 class _Agent:
     """One run of the agent, from an open data plane on."""
 
-    def __init__(self, config: AgentConfig, dataplane: DataPlane, cpus: set[int], log: Log) -> None:
-        """cpus: where its children may run if they are not placed."""
+    def __init__(
+        self,
+        config: AgentConfig,
+        dataplane: DataPlane,
+        cpus: set[int],
+        log: Log,
+        *,
+        unseen: bool,
+    ) -> None:
+        """cpus: where its children may run if they are not placed. unseen: the node was
+        adopted by its maps alone, and whether all hangs where it should is yet to be seen.
+        """
+        self.failure: GeneveError | None = None  # why the node that was adopted is none
+        self._unseen = unseen
+        self._looking: asyncio.Task[None] | None = None
         self._config = config
         self._settings = config.node
         self._dataplane = dataplane
@@ -209,8 +226,11 @@ class _Agent:
             self._queue.refuse(self._node.refuses)
         pool.on_ready = partial(self._queue.serve, lambda: pool.ready)
         desired.program()
-        self._start_children(pool)
+        if not self._unseen:
+            self._start_children(pool)
         found = facts(settings.run_directory)
+        if self._unseen:  # these facts are of the start before
+            found = replace(found, boot="adopted", remark="")
         if found.remark:
             log.warning("programs", remark=found.remark)
         shared = Shared(
@@ -247,6 +267,8 @@ class _Agent:
             sandboxes=self._node.count(),
             revision=desired.state.revision,
         )
+        if self._unseen:
+            self._looking = asyncio.ensure_future(self._look_after(pool))
         beats = asyncio.gather(self._beat(), self._look_for_activity())
         bar = asyncio.ensure_future(progress.show(pool, log)) if os.isatty(2) else None
         await self._stop.wait()
@@ -262,10 +284,27 @@ class _Agent:
             self._queue.refuse(_stopping)
         await self._later.stop()
         await self._server.stop()
+        await self._looked()
         pool.stop()
         for child in self._children:
             await child.stop()
         log.flush()
+
+    async def _look_after(self, pool: SlotPool) -> None:
+        """See that all hangs where it should; then start those who do netlink."""
+        try:
+            await asyncio.to_thread(look_after, self._settings)
+        except GeneveError as error:
+            self.failure = error
+            self._stop.set()
+            return
+        self._unseen = False
+        if not self._stop.is_set() and not self._going_down:
+            self._start_children(pool)
+
+    async def _looked(self) -> None:
+        if self._looking is not None:
+            await self._looking
 
     def _start_children(self, pool: SlotPool) -> None:
         settings, placement = self._settings, self._config.placement
@@ -308,6 +347,8 @@ class _Agent:
     def _problems(self) -> list[str]:
         """Why the node is not whole."""
         problems = [child.problem for child in self._children if child.problem]
+        if self._unseen:
+            problems.append("attaches work, and the node's hooks are being looked at")
         if self._going_down:
             problems.append("the node is being taken down")
         if not is_own(self._settings.vtep, self._settings.uplinks):
@@ -325,6 +366,7 @@ class _Agent:
         self._going_down = True
         self._node.close()
         self._queue.refuse(closed)
+        await self._looked()
         slots = len(self._pool.places())
         self._pool.stop()
         for child in self._children:

@@ -7,10 +7,12 @@ nor LLVM stay in the caller's process.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from geneve_ebpf.dataplane.plane import DataPlane
@@ -32,6 +34,8 @@ class Facts:
     boot: str  # "compiled", "kept" (compiled earlier) or "adopted"
     mtu: int  # bytes, of eth0 in slots
     remark: str  # about programs that were not kept, or not used as they were; or ""
+    anchor: int  # index of the interface that holds the blocks
+    made_for: str  # `fingerprint` of the settings
 
 
 def bring_up(settings: NodeSettings) -> DataPlane:
@@ -44,8 +48,41 @@ def bring_up(settings: NodeSettings) -> DataPlane:
     NODE_SETUP. A start that fails hangs nothing on any interface that was not
     hung before, and the next one picks up what it made.
     """
-    _in_child("up", settings)
+    look_after(settings)
     return DataPlane.open(settings.run_directory)
+
+
+def adopt(settings: NodeSettings) -> DataPlane | None:
+    """Open the maps of a node that was brought up with these very settings and programs.
+
+    Looks at its pins and its anchor only, so that an agent which comes after one
+    that died serves at once, however many slots there are. Whether everything
+    still hangs where it should is for `look_after` to see, soon. None if there is no
+    such node: `bring_up` makes it so, or says why not.
+    """
+    try:
+        found = facts(settings.run_directory)
+        if found.made_for != fingerprint(settings):
+            return None
+        if not Pins(settings.run_directory).have_programs():
+            return None
+        # Not in another namespace of the same name, nor after somebody removed it.
+        if not socket.if_indextoname(found.anchor).startswith("gnv-"):
+            return None
+        return DataPlane.open(settings.run_directory)
+    except (GeneveError, OSError):
+        return None
+
+
+def look_after(settings: NodeSettings) -> None:
+    """`bring_up`'s work without its maps: hang what does not hang. Raises as that does."""
+    _in_child("up", settings)
+
+
+def fingerprint(settings: NodeSettings) -> str:
+    """Names all that a node is made with; how many slots it keeps, and who reads it, may change."""
+    lasting = replace(settings, slots=0, metrics_listen="", address_rest=0.0)
+    return hashlib.sha256(lasting.as_json().encode()).hexdigest()[:16]
 
 
 def tear_down(settings: NodeSettings) -> None:

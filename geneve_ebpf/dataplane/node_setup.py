@@ -16,7 +16,7 @@ import sys
 
 from geneve_ebpf.dataplane import merging
 from geneve_ebpf.dataplane.config import Config, read_config, write_config
-from geneve_ebpf.dataplane.node import Facts, write_facts
+from geneve_ebpf.dataplane.node import Facts, fingerprint, write_facts
 from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.dataplane.uplinks import slot_mtu, write_mtu
 from geneve_ebpf.errors import Code, GeneveError
@@ -70,6 +70,8 @@ def _up(settings: NodeSettings) -> None:
             boot,
             mtu,
             remark,
+            anchor,
+            fingerprint(settings),
         ),
     )
 

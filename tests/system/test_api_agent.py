@@ -797,3 +797,44 @@ def test_a_node_that_is_taken_down_leaves_its_state_file_only(bench, ask):
     assert ask.must("GET", "/v1/node")["boot"] == "kept"
     assert {one["name"] for one in ask.must("GET", "/v1/vpcs")["vpcs"]} == {"blue", "red"}
     assert len(bench.maps()[0]) == len(ROUTES)
+
+
+def test_an_agent_that_comes_back_serves_by_its_maps_and_mends_what_hangs_no_more(bench):
+    """Nothing but pins and maps is read before it serves; it is ready when all hangs again."""
+    bench.agent.must("PUT", "/v1/sandboxes/stays", {"vpc": "blue"})
+    bench.stop(signal.SIGKILL)
+    (hook,) = bench.run_directory.glob("bpf/*/uplink-*")
+    hook.unlink()
+    before = len(bench.log())
+
+    bench.start()
+
+    said = bench.log()[before:]
+    assert said.index("event=serving") < said.index('child="slot process"')
+    assert hook.exists()
+    assert bench.agent.must("GET", "/v1/sandboxes/stays")["state"] == "attached"
+    assert eventually(bench.ready, 30)
+
+
+def test_an_agent_whose_settings_have_changed_looks_at_the_node_before_it_serves(bench):
+    """And is refused as ever where they may not change while slots are there."""
+    bench.stop(signal.SIGKILL)
+    config = bench.node.config.read_text()
+    bench.node.config.write_text(
+        re.sub(r"udp_port = \d+", "", config).replace("[node]", "[node]\nudp_port = 7001")
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "geneve_ebpf", "agent", "run", "--config", bench.node.config],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    finally:
+        bench.node.config.write_text(config)
+        bench.start()
+
+    assert done.returncode != 0
+    assert "node_in_use" in done.stderr
+    assert "event=serving" not in done.stderr
