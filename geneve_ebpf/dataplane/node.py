@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from geneve_ebpf.dataplane.config import Config, read_config
 from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host.processes import ending_with_parent
@@ -64,7 +65,8 @@ def adopt(settings: NodeSettings) -> DataPlane | None:
         found = facts(settings.run_directory)
         if found.made_for != fingerprint(settings):
             return None
-        if not Pins(settings.run_directory).have_programs():
+        pins = Pins(settings.run_directory)
+        if not pins.have_programs() or read_config(pins) != Config.of(settings):
             return None
         # Not in another namespace of the same name, nor after somebody removed it.
         if not socket.if_indextoname(found.anchor).startswith("gnv-"):

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from geneve_ebpf.abi import MAPS, PROGRAMS, EndpointKey, EndpointValue
+from geneve_ebpf.abi import JUMP_TABLE, MAPS, PROGRAMS, EndpointKey, EndpointValue
 from geneve_ebpf.agent.config import load
 from geneve_ebpf.dataplane import DataPlane, tear_down
 from geneve_ebpf.errors import Code, GeneveError
@@ -166,7 +166,8 @@ def disagreements(node: Node) -> list[object]:
     same("interfaces", interfaces(node), anchor | {f"gnv{n}" for n in indexes})
 
     pins = Pins(run_directory)
-    wanted = {pins.program(name).name for name in PROGRAMS} | set(MAPS) | {"uplink-uplink0"}
+    wanted = {pins.program(name).name for name in PROGRAMS} | set(MAPS)
+    wanted |= {"uplink-uplink0", pins.map(JUMP_TABLE).name}
     same("pins", set(os.listdir(pins.directory)) | {"uplink-uplink0"}, wanted)
     plane = DataPlane.open(run_directory, writable=False)
     try:
@@ -309,9 +310,7 @@ STEPS = {
     # The slot process alone: the agent starts another, later each time.
     "refill": Step(SLOT_PROCESS, MAKING, attach, works_and_goes, sample=3),
     "refill-with-agent": Step(SLOT_PROCESS, MAKING, attach, works_and_goes, parent=True),
-    "destroy": Step(
-        SLOT_PROCESS, DESTROYING, detach, works_and_goes, attach_and_settle, sample=3
-    ),
+    "destroy": Step(SLOT_PROCESS, DESTROYING, detach, works_and_goes, attach_and_settle, sample=3),
     "destroy-with-agent": Step(
         SLOT_PROCESS, DESTROYING, detach, is_gone_and_rests, attach_and_settle, parent=True
     ),
