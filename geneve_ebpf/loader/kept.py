@@ -186,7 +186,9 @@ def _compiled(built: Any, pins: Pins) -> tuple[bytes, dict[str, bpf.MapInfo], di
         if entry.is_symlink() and os.readlink(entry) == "anon_inode:bpf-map":
             fd = int(entry.name)
             numbers[fd] = by_id[bpf.map_info(fd).id]
-    (types,) = {info.btf_id for info in maps.values()} - {0}  # a table of programs has none
+    types, *others = {info.btf_id for info in maps.values()} - {0}  # a table of programs has none
+    if others:
+        raise Refused("some maps are of an earlier compilation, as the node was up")
     renumbered = {name: _renumbered(text, numbers) for name, text in code.items()}
     return bpf.read_btf(types), maps, renumbered
 

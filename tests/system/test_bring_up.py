@@ -117,6 +117,23 @@ def test_coming_up_again_adopts_and_loses_nothing(pair: tuple[Node, Node]) -> No
     assert a.sandbox(BLUE, "10.0.1.6").ping("10.0.1.5") == 3
 
 
+def test_new_programs_that_nobody_has_compiled_take_over_a_node_that_is_up(
+    pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An upgrade where nothing was kept; its maps are those of the compilation before."""
+    a, b = pair
+    one, two = a.sandbox(BLUE, "10.0.1.5"), b.sandbox(BLUE, "10.0.2.5")
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+    for path in (*map(a.pins.program, PROGRAMS), a.pins.map(JUMP_TABLE)):
+        path.rename(path.with_name(path.name.replace(source.program_hash(), OLDER)))
+
+    a.bring_up()
+
+    assert a.facts.boot == "compiled"
+    assert "earlier compilation" in a.facts.remark
+    assert one.ping(two.address) == 3
+
+
 @pytest.mark.kernel
 def test_new_programs_take_over_under_traffic(pair: tuple[Node, Node]) -> None:
     """As after an upgrade: loaded anew, swapped under every sandbox, no packet lost."""
