@@ -814,27 +814,3 @@ def test_an_agent_that_comes_back_serves_by_its_maps_and_mends_what_hangs_no_mor
     assert hook.exists()
     assert bench.agent.must("GET", "/v1/sandboxes/stays")["state"] == "attached"
     assert eventually(bench.ready, 30)
-
-
-def test_an_agent_whose_settings_have_changed_looks_at_the_node_before_it_serves(bench):
-    """And is refused as ever where they may not change while slots are there."""
-    bench.stop(signal.SIGKILL)
-    config = bench.node.config.read_text()
-    bench.node.config.write_text(
-        re.sub(r"udp_port = \d+", "", config).replace("[node]", "[node]\nudp_port = 7001")
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "geneve_ebpf", "agent", "run", "--config", bench.node.config],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-    finally:
-        bench.node.config.write_text(config)
-        bench.start()
-
-    assert done.returncode != 0
-    assert "node_in_use" in done.stderr
-    assert "event=serving" not in done.stderr
