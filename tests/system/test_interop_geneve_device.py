@@ -134,12 +134,13 @@ class Ends:
         self.ip("address", "add", f"{self.far.address}/{length}", "dev", DEVICE)
         self.ip("link", "set", DEVICE, "up")
 
-    def to_us(self, *, summed: bool = False) -> None:
-        """The device as most have it: for one VNI and one other end. summed: with outer UDP
-        checksums, and as from another machine, so with inner ones that are whole."""
-        sums = (SUMMED if summed else PLAIN)[self.peers.outside]
-        self.device("id", BLUE, "remote", self.vteps[0], *sums)
-        if summed:
+    def to_us(self, sums: str = "none") -> None:
+        """The device as most have it: for one VNI and one other end. sums: of the outer UDP
+        headers. "whole": as from another machine, with inner ones that are whole, too; "local":
+        the inner ones are left to a device that is none."""
+        kinds = (PLAIN if sums == "none" else SUMMED)[self.peers.outside]
+        self.device("id", BLUE, "remote", self.vteps[0], *kinds)
+        if sums == "whole":
             set_features(self.peers.netns, DEVICE, "tx", "off")
 
     def routed(self, *options: str) -> None:
@@ -220,11 +221,11 @@ def ends(request: pytest.FixtureRequest, peers: Peers) -> Iterator[Ends]:
 
 
 @both_inside
-@pytest.mark.parametrize("summed", [False, True], ids=["plain", "summed"])
-def test_echo_and_datagrams_both_ways(ends: Ends, summed: bool) -> None:
+@pytest.mark.parametrize("sums", ["none", "whole", "local"])
+def test_echo_and_datagrams_both_ways(ends: Ends, sums: str) -> None:
     """Empty, of three bytes, the largest that fits without fragments, and in fragments. The
     errors of either host come back, too."""
-    ends.to_us(summed=summed)
+    ends.to_us(sums)
     sizes = (0, 1, 3, 99, ends.room(), ends.room() + 1, 20_000)
 
     for source, target in ends.ways():
@@ -240,10 +241,11 @@ def test_echo_and_datagrams_both_ways(ends: Ends, summed: bool) -> None:
 
 
 @both_inside
+@pytest.mark.parametrize("sums", ["none", "local"])
 @pytest.mark.parametrize("wire", ["whole", "cut"])
-def test_superpackets_both_ways(ends: Ends, wire: str) -> None:
+def test_superpackets_both_ways(ends: Ends, wire: str, sums: str) -> None:
     """TCP in bulk, on a wire that carries tunnel superpackets and on one that does not."""
-    ends.to_us()
+    ends.to_us(sums)
     if wire == "cut":
         ends.features("off", *SUPERPACKETS)
     seen = ends.node.capture()
@@ -265,9 +267,10 @@ def by_way(frames: list[Captured]) -> tuple[list[bytes], list[bytes]]:
 
 
 @both_inside
-def test_udp_segmentation_both_ways(ends: Ends) -> None:
+@pytest.mark.parametrize("sums", ["none", "local"])
+def test_udp_segmentation_both_ways(ends: Ends, sums: str) -> None:
     """One send of forty datagrams is forty at the other end."""
-    ends.to_us()
+    ends.to_us(sums)
     ends.features("off", *SUPERPACKETS)
 
     for source, target in ends.ways():
@@ -280,7 +283,7 @@ def test_udp_segmentation_both_ways(ends: Ends) -> None:
 def test_every_field_and_sum_on_the_wire(ends: Ends) -> None:
     """Both ends write the header that RFC 8926 has, and nothing that it reserves."""
     ends.features("off", "tx", *SUPERPACKETS)
-    ends.to_us(summed=True)
+    ends.to_us("whole")
     wire = ends.node.capture()
 
     for source, target in ends.ways():
