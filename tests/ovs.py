@@ -213,10 +213,10 @@ class OpenvSwitch:
         return Host(self.bed, self.netns, HOST, *(one.partition("/")[0] for one in addresses))
 
     def _furnish(self, interface: str, addresses: Sequence[str]) -> None:
-        """Addresses, and up. Without one of IPv6 it stays silent in that family."""
+        """Addresses, and up. With one of IPv6 it speaks that when spoken to, without not at all."""
         with namespaces.entering(self.netns):
             if any(":" in address for address in addresses):
-                for name in ("accept_dad", "router_solicitations"):  # speaks when spoken to
+                for name in ("accept_dad", "router_solicitations", "disable_ipv6"):
                     Path(f"/proc/sys/net/ipv6/conf/{interface}/{name}").write_text("0")
             else:
                 links.disable_ipv6(interface)

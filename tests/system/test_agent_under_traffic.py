@@ -109,8 +109,9 @@ def settle(node: Node) -> None:
     assert eventually(settled), found
 
 
-@pytest.mark.kernel
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.kernel), signal.SIGTERM]
+)
 def test_agents_that_end_under_traffic_lose_no_packet(
     lab: Lab, nodes: tuple[Node, Node], number: signal.Signals
 ) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import select
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -28,6 +29,7 @@ from tests.nodes import (
     Node,
     Sandbox,
     Stream,
+    eventually,
     inside,
     introduce,
     run,
@@ -40,7 +42,7 @@ from tests.packets import TCP, UDP, Ether, Packet, Raw, faults, in_vpc, ip_heade
 from tests.patience import PATIENCE
 from tests.system.test_offloads import COMPLAINT, SegmentSizes, kernel_log
 from tests.system.test_tap import _TUNSETOFFLOAD, OWN, Tap
-from tests.wire import parse_ethernet, parse_ip
+from tests.wire import Capture, Captured, parse_ethernet, parse_ip, parse_tunnel
 
 DATA = os.urandom(1 << 16) * 32  # 2 MiB
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -101,10 +103,21 @@ def test_segments_on_the_wire_arrive_merged_and_in_order(
     starts = [int.from_bytes(one.payload[4:8], "big") for one in packets if one.protocol == 6]
     assert max(len(frame.data) for frame in sent) <= 1514
     assert len(starts) < len(sent) / 3
-    order = [(start - starts[0]) & 0xFFFFFFFF for start in starts]
+    # What a hasty sender has sent twice may come twice.
+    on_wire_once = Counter(
+        found.packet.payload[4:8]
+        for frame in sent
+        if (found := parse_tunnel(frame.data)) and found.packet.protocol == 6
+    )
+    order = [
+        (start - starts[0]) & 0xFFFFFFFF
+        for start in starts
+        if on_wire_once[start.to_bytes(4, "big")] < 2
+    ]
     assert order == sorted(order)
     assert sizes.seen() == {len(sent[10].data) - (116 if ":" in bed.nodes[0].vtep else 96) - 20}
-    assert bed.nodes[0].drops() == bed.nodes[1].drops() == {}
+    # A slot's kernel may speak of its groups; nothing else.
+    assert {*bed.nodes[0].drops(), *bed.nodes[1].drops()} <= {"tx group_membership"}
 
 
 def test_both_families_and_both_ways_at_once(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> None:
@@ -169,6 +182,21 @@ class Wire:
         run(*inside(self.b.netns, "unshare", "--mount", "sh", "-ec", script))
 
 
+def gathered(capture: Capture, segments: int) -> list[Captured]:
+    """What came in, once it carries so many segments of 1,000 bytes, or time is over."""
+    came: list[Captured] = []
+
+    def carried(one: Captured) -> int:
+        return len(parse_ip(parse_ethernet(one.data).payload).payload[20:]) // 1000
+
+    def whole() -> bool:
+        came.extend(one for one in capture.frames() if not one.outgoing)
+        return sum(map(carried, came)) >= segments
+
+    eventually(whole, 2)
+    return came
+
+
 def test_vpcs_are_never_mixed(bed: Bed) -> None:
     """One flow in two VPCs with the same addresses, ports and sequence numbers, by turns, in outer
     headers that are the same: each tenant gets its own bytes, merged."""
@@ -185,7 +213,7 @@ def test_vpcs_are_never_mixed(bed: Bed) -> None:
         wire.carry(frames)
 
         for vni, capture in heard.items():
-            came = [one for one in capture.wait() if not one.outgoing]
+            came = gathered(capture, 8)
             payloads = [parse_ip(parse_ethernet(one.data).payload).payload[20:] for one in came]
             assert b"".join(payloads) == b"".join(bytes([vni, n]) * 500 for n in range(8))
             assert len(came) < 8
@@ -205,10 +233,9 @@ def test_congestion_marks_are_kept(bed: Bed, ends: tuple[Sandbox, Sandbox]) -> N
     wire.carry(frames)
 
     marks = []
-    for one in inside_two.wait():
-        if not one.outgoing:
-            raw = parse_ethernet(one.data).payload
-            marks += [raw[1] & 3] * (len(parse_ip(raw).payload[20:]) // 1000)
+    for one in gathered(inside_two, 6):
+        raw = parse_ethernet(one.data).payload
+        marks += [raw[1] & 3] * (len(parse_ip(raw).payload[20:]) // 1000)
     assert marks == [2, 2, 3, 2, 2, 2]
 
 
@@ -236,9 +263,8 @@ def test_a_wrong_checksum_stays_wrong(bed: Bed, ends: tuple[Sandbox, Sandbox]) -
 
     wire.carry([wire.frame(segment, vni=BLUE) for segment in segments])
 
-    came = [one for one in inside_two.wait() if not one.outgoing]
     found = {}
-    for one in came:
+    for one in gathered(inside_two, 5):
         packet = parse_ip(parse_ethernet(one.data).payload)
         found[packet.payload[20]] = (
             len(packet.payload[20:]) // 1000,

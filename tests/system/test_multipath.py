@@ -183,6 +183,8 @@ def hooked(node: Node) -> list[str]:
 def test_tear_down_leaves_the_uplinks_alone(bed: Bed) -> None:
     """Both still work for the host, and hold no program; brought up again all is as before."""
     a, b = bed.nodes
+    if a.facts.uplink_hook != "tcx":
+        pytest.skip("this kernel has no TCX, and tells otherwise what hangs on an uplink")
     tear_down(a.settings)
     try:
         family = a.settings.vtep.version
