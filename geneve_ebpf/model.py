@@ -194,11 +194,23 @@ class NodeSettings:
     netns: Path | None = None  # the node's network namespace; None is the caller's own
     run_root: Path = Path("/run/geneve-ebpf")
     state_root: Path = Path("/var/lib/geneve-ebpf")
-    slots: int = 16
+    slots: int = 16  # to keep ready, of the kind "namespace"
+    tap_slots: int = 0
+    host_tap_slots: int = 0
+    tap_owner: int = 0  # the uid that may open taps
     guest: Guest = field(default_factory=Guest)
     metrics_listen: str = "127.0.0.1:16081"
     address_rest: float = 60.0  # seconds a freed address waits for another sandbox
     merge: str = "auto"  # whether the kernel merges segments before we see them: one of MERGE
+
+    @property
+    def targets(self) -> dict[SlotKind, int]:
+        """Slots to keep ready, by kind."""
+        return {
+            SlotKind.NAMESPACE: self.slots,
+            SlotKind.TAP: self.tap_slots,
+            SlotKind.HOST_TAP: self.host_tap_slots,
+        }
 
     @property
     def run_directory(self) -> Path:
@@ -222,6 +234,9 @@ class NodeSettings:
                 "run_root": str(self.run_root),
                 "state_root": str(self.state_root),
                 "slots": self.slots,
+                "tap_slots": self.tap_slots,
+                "host_tap_slots": self.host_tap_slots,
+                "tap_owner": self.tap_owner,
                 "guest": {
                     "address": str(self.guest.address),
                     "gateway": str(self.guest.gateway),
@@ -252,6 +267,9 @@ class NodeSettings:
             run_root=Path(raw["run_root"]),
             state_root=Path(raw["state_root"]),
             slots=raw["slots"],
+            tap_slots=raw["tap_slots"],
+            host_tap_slots=raw["host_tap_slots"],
+            tap_owner=raw["tap_owner"],
             guest=Guest(
                 IPv4Address(guest["address"]),
                 IPv4Address(guest["gateway"]),

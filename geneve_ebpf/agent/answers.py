@@ -39,17 +39,16 @@ def slot_json(pool: SlotPool, place: Place) -> Json:
     """A slot in a list or a reservation."""
     return {
         "id": f"slot-{place.index}",
-        "kind": "namespace",
-        "netns": pool.netns(place.index),
+        "kind": place.kind.value,
+        "netns": pool.netns(place),
+        "tap": place.tap,
         "host_interface": place.host_interface,
         "host_ifindex": place.ifindex,
         "state": place.phase.value,
     }
 
 
-def sandbox_text(
-    attachment: Attachment, vpc: str, guest: str, netns: str, host_ifindex: int
-) -> str:
+def sandbox_text(attachment: Attachment, vpc: str, guest: str, netns: str, place: Place) -> str:
     """The members of a sandbox's body, without the braces around them.
 
     Put together by hand: attaching waits for it, and no value can hold a
@@ -57,14 +56,16 @@ def sandbox_text(
     guest, netns: JSON already.
     """
     endpoint = attachment.endpoint
+    tap = "null" if place.tap is None else f'"{place.tap}"'
     address = "null" if endpoint.address is None else f'"{ipv4_text(endpoint.address)}"'
     address6 = "null" if endpoint.address6 is None else f'"{endpoint.address6}"'
     return (
         f'"schema":"geneve-ebpf/sandbox/1","sandbox":"{attachment.sandbox}",'
         f'"state":"attached","vpc":"{vpc}","vni":{endpoint.vni},'
-        f'"address":{address},"address6":{address6},"mac":"{endpoint.mac}","guest":{guest},'
-        f'"slot":{{"id":"slot-{attachment.slot}","kind":"namespace","netns":{netns},'
-        f'"host_interface":"gnv{attachment.slot}","host_ifindex":{host_ifindex}}},'
+        f'"address":{address},"address6":{address6},"mac":"{endpoint.mac}",'
+        f'"mode":"{attachment.mode.value}","guest":{guest},'
+        f'"slot":{{"id":"slot-{attachment.slot}","kind":"{place.kind.value}","netns":{netns},"tap":{tap},'
+        f'"host_interface":"gnv{attachment.slot}","host_ifindex":{place.ifindex}}},'
         f'"generation":{attachment.generation},'
         f'"attached_at":"{rfc3339(attachment.attached_at)}"'
     )

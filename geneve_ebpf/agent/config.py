@@ -78,7 +78,13 @@ class AgentConfig:
     filling: Filling = field(default_factory=Filling)
 
 
-def load(path: Path, slots: int | None = None, metrics_listen: str | None = None) -> AgentConfig:
+def load(
+    path: Path,
+    slots: int | None = None,
+    metrics_listen: str | None = None,
+    tap_slots: int | None = None,
+    host_tap_slots: int | None = None,
+) -> AgentConfig:
     """Read a configuration file; the other arguments override what it says. Raises BAD_CONFIG."""
     try:
         text = path.read_bytes().decode()
@@ -94,16 +100,22 @@ def load(path: Path, slots: int | None = None, metrics_listen: str | None = None
     node = config.node
     if slots is not None:
         node = replace(node, slots=_slots(slots, "--slots"))
+    if tap_slots is not None:
+        node = replace(node, tap_slots=_slots(tap_slots, "--tap-slots"))
+    if host_tap_slots is not None:
+        node = replace(node, host_tap_slots=_slots(host_tap_slots, "--host-tap-slots"))
+    total = sum(node.targets.values())
+    if node != config.node:
         # The file's were meant for the file's number.
         filling = config.filling
         config = replace(
             config,
             filling=replace(
                 filling,
-                min_ready=min(filling.min_ready, slots),
+                min_ready=min(filling.min_ready, total),
                 low_watermark=None
                 if filling.low_watermark is None
-                else min(filling.low_watermark, slots),
+                else min(filling.low_watermark, total),
             ),
         )
     if metrics_listen is not None:
@@ -125,7 +137,7 @@ def parse(document: dict[str, Any]) -> AgentConfig:
     settings = _node(node, _guest(guest), metrics)
     config = AgentConfig(
         node=settings,
-        filling=_filling(node, settings.slots),
+        filling=_filling(node, sum(settings.targets.values())),
         metrics_per_sandbox=metrics.take("per_sandbox", _boolean, False),
         placement=Placement(
             agent_cpu=placement.take("agent_cpu", _cpu, None),
@@ -200,6 +212,9 @@ def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
         run_root=table.take("run_root", _path, default.run_root),
         state_root=table.take("state_root", _path, default.state_root),
         slots=table.take("slots", _slots, default.slots),
+        tap_slots=table.take("tap_slots", _slots, default.tap_slots),
+        host_tap_slots=table.take("host_tap_slots", _slots, default.host_tap_slots),
+        tap_owner=table.take("tap_owner", _user, default.tap_owner),
         guest=guest,
         metrics_listen=metrics.take("listen", _listen, default.metrics_listen),
         address_rest=table.take("address_rest", _seconds, default.address_rest),
@@ -269,6 +284,10 @@ def _integer(value: object, name: str, low: int, high: int) -> int:
 
 def _slots(value: object, name: str) -> int:
     return _integer(value, name, 0, READY_MAX)
+
+
+def _user(value: object, name: str) -> int:
+    return _integer(value, name, 0, 0xFFFF_FFFE)
 
 
 def _port(value: object, name: str) -> int:

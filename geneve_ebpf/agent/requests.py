@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import AddressMode, SlotKind
 
 T = TypeVar("T")
 
@@ -28,7 +29,15 @@ class Attach(Body):
     address: str | None = None  # IPv4
     address6: str | None = None
     slot: str | None = None
+    kind: SlotKind | None = None  # of slot; None: the first that the node keeps
+    mode: AddressMode | None = None  # None: clone
     verify: bool = False
+
+
+class Reserve(Body):
+    """POST /v1/slots:reserve."""
+
+    kind: SlotKind | None = None  # as above
 
 
 class BatchAttach(Body):
@@ -39,6 +48,8 @@ class BatchAttach(Body):
     address: str | None = None  # IPv4
     address6: str | None = None
     slot: str | None = None
+    kind: SlotKind | None = None  # of slot; None: the first that the node keeps
+    mode: AddressMode | None = None  # None: clone
 
 
 class BatchDetach(Body):
@@ -163,6 +174,7 @@ def refusal(text: str, where: str = "") -> GeneveError:
 
 NOTHING = Decoder(Nothing)
 ATTACH = Decoder(Attach)
+RESERVE = Decoder(Reserve)
 BATCH = Decoder(Batch)
 BATCH_ATTACH = Decoder(BatchAttach)
 BATCH_DETACH = Decoder(BatchDetach)

@@ -66,15 +66,21 @@ LOG_AFTER = 0.005
 SWITCH_INTERVAL = 0.0001
 
 
-def run(config: Path, slots: int | None = None, metrics_listen: str | None = None) -> None:
+def run(
+    config: Path,
+    slots: int | None = None,
+    metrics_listen: str | None = None,
+    tap_slots: int | None = None,
+    host_tap_slots: int | None = None,
+) -> None:
     """Serve the node that a configuration file describes, until SIGTERM or `node down`.
 
-    slots: ready slots to keep; metrics_listen: address and port of the
+    slots, tap_slots, host_tap_slots: ready slots to keep; metrics_listen: address and port of the
     exporter, "" for none; both instead of the file's. Raises GeneveError:
     BAD_CONFIG, NOT_PERMITTED, MOUNT_NAMESPACE, AGENT_RUNNING, STATE_STORE, and
     what `bring_up` raises. A start that fails leaves running what ran before.
     """
-    serve(load(config, slots, metrics_listen))
+    serve(load(config, slots, metrics_listen, tap_slots, host_tap_slots))
 
 
 def serve(config: AgentConfig) -> None:
@@ -194,7 +200,7 @@ class _Agent:
         pool = SlotPool(
             self._dataplane,
             settings.run_directory / "netns",
-            settings.slots,
+            settings.targets,
             log,
             self._config.filling,
         )

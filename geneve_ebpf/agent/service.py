@@ -8,6 +8,7 @@ holds an index of them.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,16 +26,20 @@ from geneve_ebpf.control.rest_log import Rest, RestLog
 from geneve_ebpf.dataplane import Counters, DataPlane, Probe, Prober
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import (
+    AddressMode,
     Attachment,
     Endpoint,
     MacAddress,
     NodeSettings,
+    SlotKind,
     Vpc,
     endpoint_mac,
     parse_ipv4,
     parse_ipv6,
     parse_name,
 )
+
+SETTLE_SECONDS = 10.0  # until a slot process that says nothing is taken for one that cannot
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,8 @@ class Node:
         for one in self._attachments.values():
             for address in one.endpoint.addresses:
                 self.desired.book(one.endpoint.vni).take(one.sandbox, address)
+            if self._has_to_settle(one):  # the last agent may not have seen to it
+                self.pool.number(self.pool.place(one.slot), map(str, one.endpoint.addresses))
         slots = len(self.pool.places())
         if slots:
             self._log.info(
@@ -125,6 +132,8 @@ class Node:
         address6_text: str | None,
         slot_id: str | None,
         received: int,
+        kind: SlotKind | None = None,
+        mode: AddressMode | None = None,
         *,
         called: bool = False,
     ) -> tuple[Attachment, Timing | None]:
@@ -132,10 +141,11 @@ class Node:
 
         With neither address given it gets one of every family that has any on
         this node, else what is given alone. received: perf_counter_ns when the
-        request came in. called: it has waited for a slot and has its turn now;
-        else those that wait go first. The timing is None if the sandbox was attached so
-        already. Raises GeneveError with the code that says why not; then nothing
-        has changed.
+        request came in. kind: of slot, if none is named. mode: None is clone; a
+        namespace is native when `settle` has returned. called: it has waited for a
+        slot and has its turn now; else those that wait go first. The timing is None if
+        the sandbox was attached so already. Raises GeneveError with the code that says
+        why not; then nothing has changed.
         """
         began = checked = time.perf_counter_ns()
         try:
@@ -146,7 +156,7 @@ class Node:
                 vpc = self.desired.state.vpc(vpc_name)
             present = self._attachments.get(name)
             if present is not None:
-                self._refuse_other(present, vpc, address_text, address6_text, slot_id)
+                self._refuse_other(present, vpc, address_text, address6_text, slot_id, mode)
                 return present, None
             if self.refuses is not None:
                 self._refuse_new(slot_id)
@@ -168,12 +178,16 @@ class Node:
             if slot_id is None:
                 if self._admission.waiting and not called:
                     raise self._others_wait()
-                place = self.pool.lowest_ready()
+                place = self.pool.lowest_ready(kind)
             else:
                 place = self.pool.place(parse_slot(slot_id))
+                if kind is not None and place.kind is not kind:
+                    raise _other_kind(place, kind)
             endpoint = Endpoint(vpc.vni, address, _mac_of(address, address6), address6)
             checked = time.perf_counter_ns()
-            attachment = self.dataplane.attach(place.index, name, endpoint)
+            attachment = self.dataplane.attach(
+                place.index, name, endpoint, mode or AddressMode.CLONE
+            )
         except BaseException:
             ended = time.perf_counter_ns()
             validated = (checked if checked > began else ended) - began
@@ -195,6 +209,36 @@ class Node:
         )
         self._recorder.record(timing.wait, timing.validate, timing.write, timing.total, ok=True)
         return attachment, timing
+
+    async def settle(self, name: str) -> None:
+        """Return when a sandbox has its own addresses on eth0, if it is to have them.
+
+        In clone mode, and of a machine that asks by DHCP, at once. If its namespace
+        cannot be given them, it is detached, and NO_SLOT raised.
+        """
+        attachment = self._attachments.get(name)
+        if attachment is None or not self._has_to_settle(attachment):
+            return
+        place = self.pool.place(attachment.slot)
+        numbered = self.pool.number(place, map(str, attachment.endpoint.addresses))
+        try:
+            problem = await asyncio.wait_for(asyncio.shield(numbered), SETTLE_SECONDS)
+        except TimeoutError:
+            problem = "the slot process does not answer"
+        if problem:
+            if attachment in self:
+                self.detach(name, attachment.generation)
+            raise GeneveError(
+                Code.NO_SLOT,
+                f"slot-{attachment.slot} could not be given its addresses: {problem}",
+                hint="try again: it will be another slot",
+            )
+
+    def _has_to_settle(self, attachment: Attachment) -> bool:
+        return (
+            attachment.mode is AddressMode.NATIVE
+            and self.pool.place(attachment.slot).kind is SlotKind.NAMESPACE
+        )
 
     def detach(self, name: str, generation: int | None) -> tuple[Attachment, Counters] | None:
         """Detach a sandbox; its final counters, or None if it is not attached.
@@ -278,16 +322,16 @@ class Node:
 
     # Slots
 
-    def reserve(self, *, called: bool = False) -> Place:
+    def reserve(self, kind: SlotKind | None = None, *, called: bool = False) -> Place:
         """Hand out the lowest ready slot, to be bound later. Raises NO_SLOT, NODE_CORDONED.
 
-        called: as for `attach`.
+        kind, called: as for `attach`.
         """
         if self.refuses is not None:
             raise self.refuses()
         if self._admission.waiting and not called:
             raise self._others_wait()
-        place = self.pool.lowest_ready()
+        place = self.pool.lowest_ready(kind)
         self.dataplane.reserve(place.index)
         self.pool.move(place, Phase.RESERVED)
         return place
@@ -391,6 +435,7 @@ class Node:
         address: str | None,
         address6: str | None,
         slot_id: str | None,
+        mode: AddressMode | None,
     ) -> None:
         """Raise SANDBOX_EXISTS unless the attachment is what is asked for."""
         details: dict[str, object] = {}
@@ -404,6 +449,8 @@ class Node:
             details["address6"] = {"have": have6 and str(have6), "want": address6}
         if slot_id is not None and parse_slot(slot_id) != present.slot:
             details["slot"] = {"have": f"slot-{present.slot}", "want": slot_id}
+        if mode is not None and mode is not present.mode:
+            details["mode"] = {"have": present.mode.value, "want": mode.value}
         if details:
             raise GeneveError(
                 Code.SANDBOX_EXISTS,
@@ -411,6 +458,15 @@ class Node:
                 hint="detach it first, or choose another name",
                 details=details,
             )
+
+
+def _other_kind(place: Place, wanted: SlotKind) -> GeneveError:
+    return GeneveError(
+        Code.SLOT_TAKEN,
+        f"slot-{place.index} is of kind {place.kind.value}, not {wanted.value}",
+        hint="leave the kind out, or name another slot",
+        field="kind",
+    )
 
 
 def _mac_of(address: IPv4Address | None, address6: IPv6Address | None) -> MacAddress:

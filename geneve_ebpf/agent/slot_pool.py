@@ -16,7 +16,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from heapq import heapify, heappop, heappush
@@ -29,7 +29,7 @@ from geneve_ebpf.agent.config import Filling
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.model import SlotState
+from geneve_ebpf.model import SlotKind, SlotState
 
 SLOTS_MAX = constant("MAX_SLOTS")
 BATCH = 32  # slots that the slot process makes, or destroys, together
@@ -38,6 +38,12 @@ BATCH = 32  # slots that the slot process makes, or destroys, together
 BATCH_SMALL = 4
 QUIET, PUT_OFF = 0.003, 0.05  # seconds
 CALM = 1.0  # seconds without an attach or detach, after which none is expected
+TAP = "tap0"  # of every slot with a tap in its namespace
+_KEYS = {
+    SlotKind.NAMESPACE: "node.slots",
+    SlotKind.TAP: "node.tap_slots",
+    SlotKind.HOST_TAP: "node.host_tap_slots",
+}
 RETRY = 1.0  # seconds until a slot that could not be made or destroyed is tried again
 
 
@@ -61,11 +67,19 @@ class Place:
     index: int
     ifindex: int  # of the host-side interface; 0 until it is made
     phase: Phase
+    kind: SlotKind
 
     @property
     def host_interface(self) -> str:
         """Name of the host-side interface, in the node's namespace."""
         return f"gnv{self.index}"
+
+    @property
+    def tap(self) -> str | None:
+        """Name of the tap that a virtual machine opens; None if there is none."""
+        if self.kind is SlotKind.NAMESPACE:
+            return None
+        return TAP if self.kind is SlotKind.TAP else self.host_interface
 
 
 class SlotPool:
@@ -75,17 +89,20 @@ class SlotPool:
         self,
         dataplane: DataPlane,
         directory: Path,
-        target: int,
+        targets: dict[SlotKind, int],
         log: Log,
         filling: Filling | None = None,
     ) -> None:
-        """directory: where the slots' namespaces are. target: ready slots to keep."""
+        """directory: where the slots' namespaces are. targets: ready slots to keep."""
         filling = filling or Filling()
-        self.target = target
+        self.targets = targets
+        self.target = target = sum(targets.values())
         self.min_ready = min(filling.min_ready, target)
         self._low = target // 4 if filling.low_watermark is None else filling.low_watermark
         self._rate = filling.refill_rate
         self._begun = False  # min_ready was reached
+        kept = (kind for kind, number in targets.items() if number)
+        self._default_kind = next(kept, SlotKind.NAMESPACE)
         self.directory = directory
         self.problem = ""  # why slots cannot be made, if so
         self.uplink_problems: list[str] = []  # a sentence for each uplink that takes no part
@@ -98,13 +115,18 @@ class SlotPool:
         self._dataplane = dataplane
         self._log = log
         self._places: dict[int, Place] = {}
-        self._ready: list[int] = []  # heap; may hold indexes that are ready no more
+        # Heaps, which may hold indexes that are ready no more.
+        self._ready: dict[SlotKind, list[int]] = {kind: [] for kind in SlotKind}
+        self._ready_of = dict.fromkeys(SlotKind, 0)
+        self._making_of = dict.fromkeys(SlotKind, 0)
         self._counts = dict.fromkeys(Phase, 0)
         self._free: list[int] = []  # heap of indexes below _next
         self._next = 0
         self._to_destroy: list[int] = []
         self._ordered_making: set[int] = set()
         self._ordered_destroying: set[int] = set()
+        self._numbers: dict[int, list[str]] = {}  # of native namespaces, by slot
+        self._numbered: dict[int, asyncio.Future[str]] = {}
         self._channel: Channel | None = None
         self._last_use = float("-inf")  # by the loop's clock, as all of these
         self._last_order = self._allowed_at = 0.0
@@ -128,7 +150,20 @@ class SlotPool:
             if 0 < ready + taken < self.min_ready:
                 return f"{ready} of the first {self.min_ready} slots are ready"
             self._begun = ready + taken > 0 or not self.min_ready
-        return "" if ready or not self.target else "no slot is ready"
+        if not ready and self.target:
+            return "no slot is ready"
+        for kind, target in self.targets.items():
+            if target and not self._ready_of[kind]:
+                return f"no {kind.value} slot is ready"
+        return ""
+
+    @property
+    def kinds(self) -> dict[str, dict[str, int]]:
+        """Ready slots, and how many are to be, by kind."""
+        return {
+            kind.value: {"ready": self._ready_of[kind], "target": target}
+            for kind, target in self.targets.items()
+        }
 
     @property
     def ready(self) -> int:
@@ -153,9 +188,11 @@ class SlotPool:
             )
         return place
 
-    def netns(self, index: int) -> str:
-        """Path of the slot's namespace."""
-        return f"{self.directory}/slot-{index}"
+    def netns(self, place: Place) -> str | None:
+        """Path of the slot's namespace; None if it is the node's."""
+        if place.kind is SlotKind.HOST_TAP:
+            return None
+        return f"{self.directory}/slot-{place.index}"
 
     # The slots' lives
 
@@ -171,21 +208,34 @@ class SlotPool:
             else:
                 phase = Phase.RETIRING
                 self._to_destroy.append(slot.index)
-            self._enter(Place(slot.index, slot.ifindex, phase))
+            self._enter(Place(slot.index, slot.ifindex, phase, slot.kind))
         self._next = max(self._places, default=-1) + 1
         self._free = [index for index in range(self._next) if index not in self._places]
         heapify(self._free)
 
-    def lowest_ready(self) -> Place:
-        """The ready slot of the lowest index, which stays ready. Raises NO_SLOT."""
-        while self._ready:
-            place = self._places.get(self._ready[0])
-            if place is not None and place.phase is Phase.READY:
+    def lowest_ready(self, kind: SlotKind | None = None) -> Place:
+        """The ready slot of the lowest index, which stays ready. Raises NO_SLOT.
+
+        kind: None is the first that the node keeps ready.
+        """
+        if kind is None:
+            kind = self._default_kind
+        heap = self._ready[kind]
+        while heap:
+            place = self._places.get(heap[0])
+            if place is not None and place.phase is Phase.READY and place.kind is kind:
                 return place
-            heappop(self._ready)
+            heappop(heap)
+        if not self.targets.get(kind):
+            raise GeneveError(
+                Code.NO_SLOT,
+                f"this node keeps no {kind.value} slots",
+                hint=_KEYS[kind] + " in its configuration says how many",
+                field="kind",
+            )
         raise GeneveError(
             Code.NO_SLOT,
-            "no slot is ready on this node",
+            f"no {kind.value} slot is ready on this node",
             hint=self.problem
             or f"{self._counts[Phase.MAKING]} are being made: wait a moment,"
             " place it elsewhere, or give the node more slots",
@@ -194,9 +244,7 @@ class SlotPool:
 
     def move(self, place: Place, phase: Phase) -> None:
         """The slot's sandbox came, or it was reserved; the maps have it already."""
-        self._counts[place.phase] -= 1
-        self._counts[phase] += 1
-        place.phase = phase
+        self._turn(place, phase)
         self._last_use = asyncio.get_running_loop().time()
         self._look_soon(QUIET)
 
@@ -204,6 +252,23 @@ class SlotPool:
         """Have a slot destroyed that the maps have retired or detached."""
         self._to_destroy.append(place.index)
         self.move(place, Phase.RETIRING)
+
+    def number(self, place: Place, addresses: Iterable[str]) -> asyncio.Future[str]:
+        """Have a namespace's eth0 get its VPC addresses; why that failed, or "".
+
+        Of a sandbox that is attached: a slot process that is started anew does it again.
+        """
+        self._numbers[place.index] = list(addresses)
+        answer = self._numbered.get(place.index)
+        if answer is None:
+            answer = asyncio.get_running_loop().create_future()
+            self._numbered[place.index] = answer
+            if self._channel is not None:
+                self._order_number(self._channel, place.index)
+        return answer
+
+    def _order_number(self, channel: Channel, index: int) -> None:
+        channel.order("number", [index], addresses=self._numbers[index])
 
     # The slot process
 
@@ -215,7 +280,7 @@ class SlotPool:
             self._leave(self._places[index])
             slot = present.get(index)
             if slot is not None and slot.state is SlotState.READY:
-                self._enter(Place(index, slot.ifindex, Phase.READY))
+                self._enter(Place(index, slot.ifindex, Phase.READY, slot.kind))
             else:
                 heappush(self._free, index)
         for index in self._ordered_destroying:
@@ -226,6 +291,8 @@ class SlotPool:
         self._ordered_making.clear()
         self._ordered_destroying.clear()
         self._channel = Channel(connection, self._on_event)
+        for index in self._numbers:
+            self._order_number(self._channel, index)
         self._look()
 
     def disconnect(self) -> None:
@@ -245,13 +312,26 @@ class SlotPool:
 
     def _enter(self, place: Place) -> None:
         self._places[place.index] = place
-        self._counts[place.phase] += 1
+        self._count(place, 1)
         if place.phase is Phase.READY:
-            heappush(self._ready, place.index)
+            heappush(self._ready[place.kind], place.index)
 
     def _leave(self, place: Place) -> None:
-        self._counts[place.phase] -= 1
+        self._count(place, -1)
         del self._places[place.index]
+        self._numbers.pop(place.index, None)
+
+    def _turn(self, place: Place, phase: Phase) -> None:
+        self._count(place, -1)
+        place.phase = phase
+        self._count(place, 1)
+
+    def _count(self, place: Place, more: int) -> None:
+        self._counts[place.phase] += more
+        if place.phase is Phase.READY:
+            self._ready_of[place.kind] += more
+        elif place.phase is Phase.MAKING:
+            self._making_of[place.kind] += more
 
     def _gone(self, index: int) -> None:
         if self._next >= SLOTS_MAX:
@@ -276,31 +356,34 @@ class SlotPool:
         room = self._room()
         if not room:
             return
-        make: list[int] = []
-        while self._wanted() and len(self._ordered_making) < room:
+        make: dict[SlotKind, list[int]] = {kind: [] for kind in SlotKind}
+        while (kind := self._wanted()) and len(self._ordered_making) < room:
             if not self._free and self._next >= SLOTS_MAX:
                 self.problem = f"all {SLOTS_MAX} slots that a node can have exist"
                 break
             index = heappop(self._free) if self._free else self._next
             self._next = max(self._next, index + 1)
-            self._enter(Place(index, 0, Phase.MAKING))
+            self._enter(Place(index, 0, Phase.MAKING, kind))
             self._ordered_making.add(index)
-            make.append(index)
+            make[kind].append(index)
         space = max(0, room - len(self._ordered_destroying))
         destroy = [self._to_destroy.pop() for _ in self._to_destroy[:space]]
         self._ordered_destroying.update(destroy)
-        for op, indexes in (("make", make), ("destroy", destroy)):
+        for kind, indexes in make.items():
             for start in range(0, len(indexes), BATCH):
-                channel.order(op, indexes[start : start + BATCH])
-        if make or destroy:
+                channel.order("make", indexes[start : start + BATCH], kind=kind.value)
+        for start in range(0, len(destroy), BATCH):
+            channel.order("destroy", destroy[start : start + BATCH])
+        ordered = max(len(destroy), sum(map(len, make.values())))
+        if ordered:
             self._last_order = asyncio.get_running_loop().time()
-            self._allowance -= max(len(make), len(destroy))
+            self._allowance -= ordered
 
     def _room(self) -> int:
         """How many slots may be under way; if none, there will be another look."""
         now = asyncio.get_running_loop().time()
         calm = now - self._last_use >= CALM
-        if calm or self._counts[Phase.READY] < self._low:
+        if calm or self._is_low():
             return 2 * BATCH  # one batch beside the one that is being made: nobody waits
         earned = (now - self._allowed_at) * self._rate
         self._allowed_at = now
@@ -314,9 +397,23 @@ class SlotPool:
             return 0
         return int(self._allowance)
 
-    def _wanted(self) -> bool:
-        there = self._counts[Phase.READY] + self._counts[Phase.MAKING]
-        return there < self.target and not self.problem
+    def _is_low(self) -> bool:
+        """Whether few slots are left, or few of a kind: as many as its part of the watermark."""
+        return self._counts[Phase.READY] < self._low or any(
+            self._ready_of[kind] * self.target < self._low * target
+            for kind, target in self.targets.items()
+        )
+
+    def _wanted(self) -> SlotKind | None:
+        """The kind that lacks most of what it should have, by its share; None if none lacks any."""
+        if self.problem:
+            return None
+        best, least = None, 1.0
+        for kind, target in self.targets.items():
+            there = self._ready_of[kind] + self._making_of[kind]
+            if there < target and there / target < least:
+                best, least = kind, there / target
+        return best
 
     def _on_event(self, event: dict[str, Any]) -> None:
         if event["event"] == "uplinks":
@@ -327,15 +424,17 @@ class SlotPool:
                 self._ordered_making.discard(index)
                 place = self._places[index]
                 place.ifindex = ifindex
-                self._counts[Phase.MAKING] -= 1
-                self._counts[Phase.READY] += 1
-                place.phase = Phase.READY
-                heappush(self._ready, index)
+                self._turn(place, Phase.READY)
+                heappush(self._ready[place.kind], index)
             self.refill.note(more=self._counts[Phase.MAKING] > 0, count=len(event["slots"]))
         elif event["event"] == "gone":
             for index in event["indexes"]:
                 self._ordered_destroying.discard(index)
                 self._gone(index)
+        elif event["event"] == "numbered":
+            answer = self._numbered.pop(event["index"], None)
+            if answer is not None and not answer.done():
+                answer.set_result(event["problem"])
         elif event["event"] == "lost":
             self._lost(event["index"])
         else:
@@ -398,9 +497,9 @@ class Channel:
         self._unsent = b""
         asyncio.get_running_loop().add_reader(connection, self._readable)
 
-    def order(self, op: str, indexes: list[int]) -> None:
+    def order(self, op: str, indexes: list[int], **more: object) -> None:
         """Send one order."""
-        self._unsent += json.dumps({"op": op, "indexes": indexes}).encode() + b"\n"
+        self._unsent += json.dumps({"op": op, "indexes": indexes, **more}).encode() + b"\n"
         self._writable()
 
     def close(self) -> None:

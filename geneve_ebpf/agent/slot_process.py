@@ -6,11 +6,14 @@ netlink.
 
 Descriptor 3 is a stream socket to the agent, JSON lines both ways:
 
-    {"op": "make"|"destroy", "indexes": [N, …]}
+    {"op": "make", "indexes": [N, …], "kind": "namespace"|"tap"|"host-tap"}
+    {"op": "destroy", "indexes": [N, …]}
+    {"op": "number", "indexes": [N], "addresses": ["…"]}
     {"event": "ready", "slots": [[INDEX, IFINDEX], …], "us": N}
     {"event": "gone", "indexes": [N, …]}
     {"event": "lost", "index": N}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
+    {"event": "numbered", "index": N, "problem": "…"}
     {"event": "uplinks", "mtu": N, "problems": ["…"],
         "merging": {"device": "vxlan", "uplinks": ["…"], "reasons": ["…"]}}
 
@@ -18,7 +21,8 @@ It writes the slots map at both ends of a slot's life. "ready" comes for those o
 were made, all together in so many microseconds; the others fail one by one. "gone" comes when the
 interface has vanished and an RCU grace period is over: the index may be used
 again. "lost" comes when a slot that nobody has attached to turns out to have no
-interface any more: somebody deleted it. "uplinks" comes at the start and when
+interface any more: somebody deleted it. "numbered" answers "number", which gives eth0 in a
+namespace its VPC addresses in place of what every slot has. "uplinks" comes at the start and when
 an uplink went, came back, changed its MTU or whether it merges; eth0 in every slot follows, a few
 slots at a time.
 
@@ -36,8 +40,10 @@ import socket
 import sys
 import time
 from dataclasses import asdict, replace
+from ipaddress import ip_address
+from typing import Any
 
-from geneve_ebpf.dataplane import DataPlane, facts
+from geneve_ebpf.dataplane import DataPlane, facts, splice_program
 from geneve_ebpf.dataplane.uplinks import Seen, Uplinks
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host import messages, namespaces, slots
@@ -70,6 +76,14 @@ class SlotMaker:
         self._ip = IPRoute()
         self._route = RouteSocket()
         self._settings = Settings()
+        self._kinds: dict[str, slots.Kind] = {
+            kind.name.value: kind
+            for kind in (
+                slots.NAMESPACE,
+                slots.TapKind(settings.tap_owner, splice_program(settings.run_directory)),
+                slots.HostTapKind(settings.tap_owner),
+            )
+        }
         self._vanishing: dict[int, float] = {}  # index -> when to stop waiting
         self._to_resize: list[int] = []
         self._to_resize_later: set[int] = set()  # those that failed, once a round
@@ -98,7 +112,7 @@ class SlotMaker:
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
                     order = json.loads(line)
-                    self._obey(order["op"], order["indexes"])
+                    self._obey(**order)
                     self._look_for_vanished()
             elif self._to_resize:
                 self._resize_some()
@@ -152,15 +166,29 @@ class SlotMaker:
         known = {slot.index for slot in self._plane.slots()}
         slots.clear_half_made(self._ip, self._place, known)
 
-    def _obey(self, op: str, indexes: list[int]) -> None:
+    def _obey(self, op: str, indexes: list[int], **more: Any) -> None:
+        if op == "number":
+            self._number(indexes[0], more["addresses"])
+            return
         try:
-            (self._make if op == "make" else self._destroy)(indexes)
+            if op == "make":
+                self._make(indexes, self._kinds[more["kind"]])
+            else:
+                self._destroy(indexes)
         except (GeneveError, OSError) as error:
             self._tell_failed(op, indexes, str(error))
         except Exception as error:  # pyroute2 has errors of its own
             self._tell_failed(op, indexes, repr(error))
 
-    def _make(self, indexes: list[int]) -> None:
+    def _number(self, index: int, addresses: list[str]) -> None:
+        problem = ""
+        try:
+            slots.number(self._place, index, [ip_address(one) for one in addresses])
+        except OSError as error:
+            problem = str(error)
+        self._tell(event="numbered", index=index, problem=problem)
+
+    def _make(self, indexes: list[int], kind: slots.Kind) -> None:
         began = time.perf_counter()
         # What a maker that died in the middle left under these numbers. Without a
         # namespace of ours it is somebody else's, and making the slot fails.
@@ -169,9 +197,9 @@ class SlotMaker:
             slots.drop(self._place, index)
         slots.wait_gone(self._ip, stale)
         made = []
-        for draft in slots.make_many(self._route, self._place, indexes, self._settings):
+        for draft in slots.make_many(self._route, self._place, indexes, self._settings, kind):
             if draft.error is None:
-                self._plane.add_slot(draft.index, draft.ifindex)
+                self._plane.add_slot(draft.index, draft.ifindex, kind.name)
                 made.append((draft.index, draft.ifindex))
             else:
                 self._tell_failed("make", [draft.index], str(draft.error))

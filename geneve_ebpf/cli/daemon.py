@@ -27,6 +27,26 @@ def run_agent(
             show_default=False,
         ),
     ] = None,
+    tap_slots: Annotated[
+        int | None,
+        typer.Option(
+            "--tap-slots",
+            metavar="N",
+            min=0,
+            help="Slots with a tap in a namespace, likewise.",
+            show_default=False,
+        ),
+    ] = None,
+    host_tap_slots: Annotated[
+        int | None,
+        typer.Option(
+            "--host-tap-slots",
+            metavar="N",
+            min=0,
+            help="Slots that are a tap in the node's namespace, likewise.",
+            show_default=False,
+        ),
+    ] = None,
     metrics_listen: Annotated[
         str | None,
         typer.Option(
@@ -41,4 +61,10 @@ def run_agent(
     from geneve_ebpf.agent.run import run
 
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # `cli.app.run` had set the default
-    run(config, slots=slots, metrics_listen=metrics_listen)
+    run(
+        config,
+        slots=slots,
+        metrics_listen=metrics_listen,
+        tap_slots=tap_slots,
+        host_tap_slots=host_tap_slots,
+    )

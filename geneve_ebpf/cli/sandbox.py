@@ -10,9 +10,9 @@ import typer
 
 from geneve_ebpf.cli import output
 from geneve_ebpf.cli.command import agent
-from geneve_ebpf.cli.slot import parse_slot
+from geneve_ebpf.cli.slot import Kind, parse_slot, place_of
 from geneve_ebpf.errors import Code, Exit, GeneveError
-from geneve_ebpf.model import parse_address, parse_name
+from geneve_ebpf.model import AddressMode, parse_address, parse_name
 
 Sandbox = Annotated[str, typer.Argument(metavar="SANDBOX", show_default=False)]
 
@@ -41,6 +41,14 @@ def attach(
             show_default=False,
         ),
     ] = "",
+    kind: Kind = None,
+    mode: Annotated[
+        AddressMode | None,
+        typer.Option(
+            "--mode",
+            help="clone: every guest has one address, translated; native: its own. Default: clone.",
+        ),
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -80,6 +88,10 @@ def attach(
         body[key] = str(one)
     if slot:
         body["slot"] = parse_slot(slot)
+    if kind is not None:
+        body["kind"] = kind.value
+    if mode is not None:
+        body["mode"] = mode.value
     if verify:
         body["verify"] = True
     headers = {}
@@ -96,7 +108,7 @@ def attach(
         output.note(f"warning: {output.one_line(warning)}")
     took = f" in {answer['timing_ns']['total'] / 1000:.0f} us" if status == 201 else " already"
     where = f"{output.shown(_addresses(answer))} in vpc {answer['vpc']} on {answer['slot']['id']}"
-    told = f"{sandbox} attached{took}: {where}, netns {answer['slot']['netns']}"
+    told = f"{sandbox} attached{took}: {where}, {place_of(answer['slot'])}"
     seen = answer["verified"]["probes"] if verify else []
     output.emit(
         answer,
@@ -147,6 +159,7 @@ def list_() -> None:
             item["address"],
             item["address6"],
             item["slot"]["id"],
+            item["slot"]["kind"],
             item["slot"]["host_interface"],
             item["generation"],
             output.age(item["attached_at"]),
@@ -155,7 +168,8 @@ def list_() -> None:
         for item in answer["sandboxes"]
     ]
     header = (
-        "SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "INTERFACE", "GENERATION", "AGE", "IDLE",
+        "SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "KIND", "INTERFACE", "GENERATION",
+        "AGE", "IDLE",
     )  # fmt: skip
     output.emit(answer, *output.table(header, rows))
 
@@ -170,12 +184,14 @@ def show(sandbox: Sandbox) -> None:
         ("vpc", f"{answer['vpc']} (VNI {answer['vni']})"),
         ("address", _addresses(answer)),
         ("mac", answer["mac"]),
-        ("slot", slot["id"]),
+        ("slot", f"{slot['id']} ({slot['kind']})"),
         ("netns", slot["netns"]),
+        ("tap", slot["tap"]),
         ("host interface", f"{slot['host_interface']} (ifindex {slot['host_ifindex']})"),
         (
             "guest",
-            f"{output.shown(_addresses(guest))} on {guest['interface']}, MTU {guest['mtu']}",
+            f"{output.shown(_addresses(guest))} on {guest['interface']}, MTU {guest['mtu']}"
+            f" ({answer['mode']})",
         ),
         ("gateway", f"{guest['gateway']},{guest['gateway6']} {guest['gateway_mac']}"),
         ("generation", answer["generation"]),
@@ -208,6 +224,13 @@ def netns_exec(
             Code.BAD_REQUEST, "no command to run", hint="netns-exec SANDBOX -- COMMAND [ARG]..."
         )
     path = _get(sandbox)["slot"]["netns"]
+    if path is None:
+        raise GeneveError(
+            Code.BAD_REQUEST,
+            f"{sandbox} is a machine behind a tap of the node: there is no namespace to enter",
+            hint=f"geneve-ebpf show {sandbox}",
+            field="sandbox",
+        )
     from geneve_ebpf.host import namespaces
 
     try:

@@ -4,24 +4,40 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from geneve_ebpf.cli import output
 from geneve_ebpf.cli.command import Command, agent, noun
 from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import SlotKind
 
 app = noun("slot", "Prepared places for sandboxes. Reserve one before the VPC is known.")
 
 
+Kind = Annotated[
+    SlotKind | None,
+    typer.Option("--kind", help="Kind of slot; default: the first that the node keeps ready."),
+]
+
+
 @app.command(cls=Command)
-def reserve() -> None:
-    """Take a ready slot: prints its id and its network namespace."""
+def reserve(kind: Kind = None) -> None:
+    """Take a ready slot: prints its id, its network namespace and the tap to open."""
     with agent() as client:
-        _, answer = client.request("POST", "/v1/slots:reserve", {})
+        _, answer = client.request(
+            "POST", "/v1/slots:reserve", {} if kind is None else {"kind": kind.value}
+        )
     slot = answer["slot"]
-    output.emit(answer, f"{slot['id']}  {slot['netns']}")
+    output.emit(answer, "  ".join(filter(None, (slot["id"], slot["netns"], slot["tap"]))))
+
+
+def place_of(slot: dict[str, Any]) -> str:
+    """Where a sandbox is, or its machine's tap, in words."""
+    if slot["tap"] is None:
+        return f"netns {slot['netns']}"
+    return f"tap {slot['tap']} in " + (slot["netns"] or "the node's namespace")
 
 
 @app.command("list", cls=Command)
@@ -30,10 +46,10 @@ def list_() -> None:
     with agent() as client:
         _, answer = client.request("GET", "/v1/slots")
     rows = [
-        (slot["id"], slot["state"], slot["host_interface"], slot["netns"])
+        (*(slot[key] for key in ("id", "kind", "state", "host_interface", "tap", "netns")),)
         for slot in answer["slots"]
     ]
-    output.emit(answer, *output.table(("SLOT", "STATE", "INTERFACE", "NETNS"), rows))
+    output.emit(answer, *output.table(("SLOT", "KIND", "STATE", "INTERFACE", "TAP", "NETNS"), rows))
 
 
 @app.command(cls=Command)

@@ -19,7 +19,7 @@ from geneve_ebpf.dataplane.config import read_config
 from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.loader import bpf
 from geneve_ebpf.loader.pins import Pins
-from geneve_ebpf.model import Address, Attachment
+from geneve_ebpf.model import Address, AddressMode, Attachment
 
 _REDIRECT = 7  # TC_ACT_REDIRECT
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
@@ -70,6 +70,8 @@ class Prober:
         vtep = next(self._plane.vteps(), None)
         for own in attachment.endpoint.addresses:
             guest: Address = config.guest_address if own.version == 4 else config.guest_address6
+            if attachment.mode is AddressMode.NATIVE:
+                guest = own
             wanted = _ethernet(config.guest_mac, config.gateway_mac, _datagram(own, guest))
             sent = _ethernet(config.gateway_mac, config.guest_mac, _datagram(guest, own))
             yield self._probe("sandbox_tx", own, sent, wanted, ifindex)

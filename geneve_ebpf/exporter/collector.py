@@ -27,7 +27,7 @@ from geneve_ebpf.control.store import vpc_names
 from geneve_ebpf.dataplane import Counters, DataPlane
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.exporter import metrics
-from geneve_ebpf.model import NodeSettings, SlotState
+from geneve_ebpf.model import NodeSettings, SlotKind, SlotState
 
 ASK_TIMEOUT = 0.5  # seconds; an agent that is this slow to say how it is, is not well
 
@@ -103,7 +103,13 @@ class NodeCollector(Collector):
             families: list[Metric] = [
                 _labelled(metrics.BUILD_INFO, {(__version__, plane.layout, plane.program): 1.0}),
                 self._slots(plane),
-                _plain(metrics.SLOTS_TARGET, float(self._settings.slots)),
+                _labelled(
+                    metrics.SLOTS_TARGET,
+                    {
+                        (kind.value,): float(number)
+                        for kind, number in self._settings.targets.items()
+                    },
+                ),
                 *_traffic(
                     metrics.VPC_PACKETS,
                     metrics.VPC_BYTES,
@@ -146,18 +152,17 @@ class NodeCollector(Collector):
 
     @staticmethod
     def _slots(plane: DataPlane) -> Metric:
-        states = Counter(slot.state for slot in plane.slots())
-        attached = sum(1 for _ in plane.attachments())
-        return _labelled(
-            metrics.SLOTS,
-            {
-                ("ready",): float(states[SlotState.READY]),
-                ("reserved",): float(states[SlotState.RESERVED]),
-                ("attached",): float(attached),
-                # Read one after the other, so a slot may have changed in between.
-                ("retiring",): float(max(0, states[SlotState.TAKEN] - attached)),
-            },
-        )
+        kinds = {slot.index: slot.kind for slot in plane.slots()}
+        states = Counter((slot.state, slot.kind) for slot in plane.slots())
+        attached = Counter(kinds.get(one.slot) for one in plane.attachments())
+        rows: dict[tuple[str, ...], float] = {}
+        for kind in SlotKind:
+            rows["ready", kind.value] = states[SlotState.READY, kind]
+            rows["reserved", kind.value] = states[SlotState.RESERVED, kind]
+            rows["attached", kind.value] = attached[kind]
+            # Read one after the other, so a slot may have changed in between.
+            rows["retiring", kind.value] = max(0, states[SlotState.TAKEN, kind] - attached[kind])
+        return _labelled(metrics.SLOTS, rows)
 
 
 def _of_agent(node: dict[str, Any]) -> list[Metric]:

@@ -61,11 +61,12 @@ ATTACH_DURATION = Metric(
 SLOTS = Metric(
     "geneve_ebpf_slots",
     "gauge",
-    ("state",),
-    "Slots by state: ready, reserved, attached, or retiring until they are destroyed.",
+    ("state", "kind"),
+    "Slots by state: ready, reserved, attached, or retiring until they are destroyed; and by"
+    " kind: namespace, tap or host-tap.",
 )
 SLOTS_TARGET = Metric(
-    "geneve_ebpf_slots_target", "gauge", (), "Ready slots that the node works towards."
+    "geneve_ebpf_slots_target", "gauge", ("kind",), "Ready slots that the node works towards."
 )
 VPC_PACKETS = Metric(
     "geneve_ebpf_vpc_packets_total",

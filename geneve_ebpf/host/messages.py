@@ -17,7 +17,7 @@ Address = IPv4Address | IPv6Address
 LINKS, ADDRESSES6 = 0x1, 0x100
 
 _NEWLINK, _DELLINK, _SETLINK, _NEWADDR, _NEWROUTE, _NEWNEIGH = 16, 17, 19, 20, 24, 28
-_NEWQDISC, _GETQDISC = 36, 38
+_NEWQDISC, _GETQDISC, _DELADDR = 36, 38, 21
 _CREATE = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
@@ -171,6 +171,12 @@ def address(index: int, own: Address) -> Request:
     )
     attributes = _attribute(_IFA_LOCAL, own.packed) + _attribute(_IFA_ADDRESS, own.packed)
     return Request(_NEWADDR, _CREATE, head + attributes)
+
+
+def address_remove(index: int, own: Address) -> Request:
+    """Take an address from an interface. EADDRNOTAVAIL if it has none such."""
+    head = struct.pack("=BBBBI", _family(own), own.max_prefixlen, 0, 0, index)
+    return Request(_DELADDR, 0, head + _attribute(_IFA_LOCAL, own.packed))
 
 
 def neighbour(index: int, other: Address, mac: bytes) -> Request:

@@ -15,6 +15,8 @@ from geneve_ebpf.agent.config import Filling
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.progress import line
 from geneve_ebpf.agent.slot_pool import BATCH, BATCH_SMALL, Phase, SlotPool
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import SlotKind
 
 
 class Maps:
@@ -70,11 +72,12 @@ class Maker:
                 await asyncio.sleep(0.001)
 
 
-def play(target: int, scene, filling: Filling | None = None) -> None:
-    """Run `scene(pool, maker)` with a pool of so many slots."""
+def play(target: int, scene, filling: Filling | None = None, **others: int) -> None:
+    """Run `scene(pool, maker)` with a pool of so many slots, and so many of other kinds."""
+    targets = {SlotKind.NAMESPACE: target} | {SlotKind[kind]: n for kind, n in others.items()}
 
     async def run() -> None:
-        pool = SlotPool(Maps(), Path("/nowhere"), target, Log(), filling)  # type: ignore[arg-type]
+        pool = SlotPool(Maps(), Path("/nowhere"), targets, Log(), filling)  # type: ignore[arg-type]
         maker = Maker(pool)
         try:
             await scene(pool, maker)
@@ -164,3 +167,38 @@ def test_the_bar_says_how_far_it_is():
         line(1000, 4000, 250.4, 11.6) == f"slots [{'#' * 7}{'.' * 23}] 1000/4000, 250/s, 12 s left"
     )
     assert line(4000, 4000, 300, 0) == f"slots [{'#' * 30}] 4000/4000, 300/s, 0 s left"
+
+
+def test_kinds_are_filled_side_by_side():
+    """By their shares, and each slot is of the kind that it was ordered as."""
+
+    async def scene(pool, maker):
+        assert pool.counts["making"] == 2 * BATCH
+        await maker.obey_until(lambda: pool.counts["ready"] == 150)
+
+        assert pool.kinds["namespace"] == {"ready": 100, "target": 100}
+        assert pool.kinds["tap"] == {"ready": 50, "target": 50}
+        assert pool.lowest_ready().kind is SlotKind.NAMESPACE
+        assert pool.lowest_ready(SlotKind.TAP).kind is SlotKind.TAP
+        with pytest.raises(GeneveError, match="keeps no host-tap slots") as caught:
+            pool.lowest_ready(SlotKind.HOST_TAP)
+        assert (caught.value.code, caught.value.field) == (Code.NO_SLOT, "kind")
+
+    play(100, scene, TAP=50)
+
+
+def test_a_kind_that_runs_dry_is_filled_before_all_else():
+    """Though there are many slots of another."""
+
+    async def scene(pool, maker):
+        await maker.obey_until(lambda: pool.counts["ready"] == 150)
+        maker.forget()
+
+        for _ in range(45):
+            pool.move(pool.lowest_ready(SlotKind.TAP), Phase.ATTACHED)
+        await maker.obey_until(lambda: bool(maker.orders))
+
+        assert max(len(some) for _, some in maker.orders) > BATCH_SMALL
+        assert pool.shortage == ""
+
+    play(100, scene, Filling(refill_rate=1), TAP=50)

@@ -29,6 +29,7 @@ SLOT = {
     "id": "slot-3",
     "kind": "namespace",
     "netns": "/run/x/netns/slot-3",
+    "tap": None,
     "host_interface": "gnv3",
     "host_ifindex": 7,
     "state": "attached",
@@ -52,6 +53,7 @@ SANDBOX = {
     "address": "10.0.0.5",
     "address6": None,
     "mac": "02:47:0a:00:00:05",
+    "mode": "clone",
     "guest": GUEST,
     "slot": SLOT,
     "generation": 12,
@@ -298,8 +300,20 @@ REMOTE = {**ROUTE}
             ["slot", "list"],
             ("GET", "/v1/slots", None),
             answer("200 OK", {"slots": [SLOT], "counts": {}}),
-            "SLOT    STATE     INTERFACE  NETNS\n"
-            "slot-3  attached  gnv3       /run/x/netns/slot-3\n",
+            "SLOT    KIND       STATE     INTERFACE  TAP  NETNS\n"
+            "slot-3  namespace  attached  gnv3       -    /run/x/netns/slot-3\n",
+        ),
+        (
+            ["slot", "reserve", "--kind", "tap"],
+            ("POST", "/v1/slots:reserve", {"kind": "tap"}),
+            answer("201 Created", {"slot": {**SLOT, "kind": "tap", "tap": "tap0"}}),
+            "slot-3  /run/x/netns/slot-3  tap0\n",
+        ),
+        (
+            ["slot", "reserve", "--kind", "host-tap"],
+            ("POST", "/v1/slots:reserve", {"kind": "host-tap"}),
+            answer("201 Created", {"slot": {**SLOT, "netns": None, "tap": "gnv3"}}),
+            "slot-3  gnv3\n",
         ),
         (
             ["slot", "release", "slot-3"],
@@ -377,10 +391,12 @@ def test_list_shows_every_sandbox(ask):
 
     header, line = out.splitlines()
     assert header.split() == [
-        "SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "INTERFACE", "GENERATION", "AGE",
-        "IDLE",
+        "SANDBOX", "VPC", "ADDRESS", "ADDRESS6", "SLOT", "KIND", "INTERFACE", "GENERATION",
+        "AGE", "IDLE",
     ]  # fmt: skip
-    assert line.split()[:-2] == ["web", "blue", "10.0.0.5", "-", "slot-3", "gnv3", "12"]
+    assert line.split()[:-2] == [
+        "web", "blue", "10.0.0.5", "-", "slot-3", "namespace", "gnv3", "12",
+    ]  # fmt: skip
     assert line.split()[-2].endswith("d")
     assert line.split()[-1] == "-"
     assert requests == [("GET", "/v1/sandboxes", None)]

@@ -52,6 +52,7 @@ class NodePaths:
                 "sandboxes": node.count(),
                 "slots": node.pool.counts
                 | {"target": node.pool.target, "min_ready": node.pool.min_ready},
+                "kinds": node.pool.kinds,
                 "waiting": self._shared.queue.admission.waiting,
                 "operations": _counts(self._shared),
                 "lost": [one.sandbox for one in node.lost],

@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from functools import partial
 
 import msgspec
 
 from geneve_ebpf.agent import requests
-from geneve_ebpf.agent.answers import counters_json, rfc3339, sandbox_text, schema, verified_json
+from geneve_ebpf.agent.answers import (
+    Json,
+    counters_json,
+    rfc3339,
+    sandbox_text,
+    schema,
+    verified_json,
+)
 from geneve_ebpf.agent.api.call import (
     Call,
     Failure,
@@ -29,7 +36,8 @@ from geneve_ebpf.agent.http import Answer, Patient, Peer, Request
 from geneve_ebpf.agent.operations import Operation
 from geneve_ebpf.agent.pace import Pace
 from geneve_ebpf.agent.service import Timing
-from geneve_ebpf.model import Attachment, parse_name
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import AddressMode, Attachment, Endpoint, SlotKind, parse_name
 
 ASYNC_TIMEOUT = 60.0  # seconds that an asynchronous attach may take if none are named
 
@@ -55,17 +63,19 @@ class Sandboxes:
             },
         }
 
-    def attach(self, request: Request, name: str) -> Answer | Patient:
+    def attach(self, request: Request, name: str) -> Answer | Awaitable[Answer]:
         """PUT /v1/sandboxes/{id}, the hot path: dispatched by hand, logged after the answer."""
         try:
             body = requests.ATTACH(request.body)
+            if body.mode is AddressMode.NATIVE:
+                return self._attach_native(request, name, body)
             if request.fields:
                 return self._attach_as_wished(request, name, body)
             return self._attach_now(request, name, body)
         except BaseException as error:
             return self._failure(request, error)
 
-    def _put_sandbox(self, call: Call) -> Answer | Patient:
+    def _put_sandbox(self, call: Call) -> Answer | Awaitable[Answer]:
         """The same, for names that needed decoding."""
         answer = self.attach(call.request, call.name)
         return answer._replace(logged=True) if isinstance(answer, Answer) else answer
@@ -80,6 +90,8 @@ class Sandboxes:
             body.address6,
             body.slot,
             request.received,
+            body.kind,
+            body.mode,
             called=called,
         )
         text = self._sandbox_text(attachment, body.vpc, timing)
@@ -117,6 +129,25 @@ class Sandboxes:
         return f',"warnings":{encode(warnings).decode()}' if warnings else ""
 
     # Not at once
+
+    async def _attach_native(self, request: Request, name: str, body: requests.Attach) -> Answer:
+        """Answered when the sandbox has its own addresses, which may be netlink's matter."""
+        try:
+            if prefers_async(request):
+                raise GeneveError(
+                    Code.BAD_REQUEST,
+                    "a native attach cannot be answered before it is done",
+                    hint="leave Prefer: respond-async out",
+                    field="mode",
+                )
+            answer = self._attach_as_wished(request, name, body)
+            if not isinstance(answer, Answer):
+                answer = await answer
+            if answer.status < 400:
+                await self._shared.node.settle(name)
+        except BaseException as error:
+            answer = self._failure(request, error)
+        return answer._replace(logged=True)
 
     def _attach_as_wished(
         self, request: Request, name: str, body: requests.Attach
@@ -161,14 +192,26 @@ class Sandboxes:
 
     def _sandbox_text(self, attachment: Attachment, vpc: str, timing: Timing | None = None) -> str:
         place = self._shared.node.pool.place(attachment.slot)
-        netns = f'{self._netns_text}{attachment.slot}"'
-        text = sandbox_text(attachment, vpc, self._shared.guest_text, netns, place.ifindex)
+        netns = "null"
+        if place.kind is not SlotKind.HOST_TAP:
+            netns = f'{self._netns_text}{attachment.slot}"'
+        guest = self._shared.guest_text
+        if attachment.mode is AddressMode.NATIVE:
+            guest = self._native_guest(attachment.endpoint)
+        text = sandbox_text(attachment, vpc, guest, netns, place)
         if timing is None:
             return text
         return (
             f'{text},"timing_ns":{{"wait":{timing.wait},"validate":{timing.validate},'
             f'"write":{timing.write},"total":{timing.total}}}'
         )
+
+    def _native_guest(self, endpoint: Endpoint) -> str:
+        own: Json = {
+            "address": None if endpoint.address is None else str(endpoint.address),
+            "address6": None if endpoint.address6 is None else str(endpoint.address6),
+        }
+        return encode(self._shared.guest | own).decode()
 
     def _known_sandbox_text(self, attachment: Attachment) -> str:
         return self._sandbox_text(attachment, self._shared.node.vpc_name(attachment.endpoint.vni))
@@ -232,18 +275,33 @@ class Sandboxes:
     async def _batch(self, call: Call) -> Answer:
         batch = requests.BATCH(call.request.body)
         results: list[str] = []
-        await Pace().through(self._steps_of(call.request, batch, results))
+        natives: dict[int, str] = {}
+        await Pace().through(self._steps_of(call.request, batch, results, natives))
+        for at, name in natives.items():
+            try:
+                await self._shared.node.settle(name)
+            except GeneveError as error:
+                results[at] = _as_item(self._failure(call.request, error))
         return Answer(200, list_body(schema("batch"), "results", [",".join(results).encode()]))
 
     def _steps_of(
-        self, request: Request, batch: requests.Batch, results: list[str]
+        self,
+        request: Request,
+        batch: requests.Batch,
+        results: list[str],
+        natives: dict[int, str],
     ) -> Iterator[None]:
-        """Carry a batch out, item by item; results: each one's status and body in one object."""
+        """Carry a batch out, item by item; results: each one's status and body in one object.
+
+        natives: those that have yet to settle, by their place among the results.
+        """
         for number, raw in enumerate(batch.detach):
             results.append(self._batched_detach(request, raw, f"detach[{number}]"))
             yield
         for number, raw in enumerate(batch.attach):
-            results.append(self._batched_attach(request, raw, f"attach[{number}]"))
+            results.append(
+                self._batched_attach(request, raw, f"attach[{number}]", natives, len(results))
+            )
             yield
 
     def _batched_detach(self, request: Request, raw: msgspec.Raw, where: str) -> str:
@@ -253,14 +311,19 @@ class Sandboxes:
         except BaseException as error:
             return _as_item(self._failure(request, error))
 
-    def _batched_attach(self, request: Request, raw: msgspec.Raw, where: str) -> str:
+    def _batched_attach(
+        self, request: Request, raw: msgspec.Raw, where: str, natives: dict[int, str], at: int
+    ) -> str:
         # An item's time starts with the item: what was before it is not its wait.
         received = time.perf_counter_ns()
         try:
             item = requests.BATCH_ATTACH(raw, where)
             attachment, timing = self._shared.node.attach(
-                item.sandbox, item.vpc, item.address, item.address6, item.slot, received
+                *(item.sandbox, item.vpc, item.address, item.address6, item.slot, received),
+                *(item.kind, item.mode),
             )
+            if attachment.mode is AddressMode.NATIVE:
+                natives[at] = item.sandbox
             text = self._sandbox_text(attachment, item.vpc, timing)
             self._tell_attach(request, attachment, item.vpc, timing)
             return f'{{"status":{200 if timing is None else 201},{text}}}'

@@ -10,6 +10,7 @@ from geneve_ebpf.agent.answers import Json, schema, slot_json
 from geneve_ebpf.agent.api.call import Call, Failure, Shared, Table, json_answer, timeout_of
 from geneve_ebpf.agent.http import Answer, Patient, Request
 from geneve_ebpf.agent.slot_pool import Place
+from geneve_ebpf.model import SlotKind
 
 
 class Slots:
@@ -39,17 +40,16 @@ class Slots:
         )
 
     def _reserve(self, call: Call) -> Answer | Patient:
-        if call.request.body:
-            requests.NOTHING(call.request.body)
+        kind = requests.RESERVE(call.request.body).kind if call.request.body else None
         seconds = timeout_of(call.request)
         if seconds is None:
-            return self._reserve_now(call.request)
+            return self._reserve_now(call.request, kind)
         # Those whose tenant is not known yet share turns like one more VPC.
-        work = partial(self._reserve_now, call.request)
+        work = partial(self._reserve_now, call.request, kind)
         return self._shared.with_a_slot(call.request, "", seconds, work, self._failure)
 
-    def _reserve_now(self, request: Request, called: bool = False) -> Answer:
-        place = self._shared.node.reserve(called=called)
+    def _reserve_now(self, request: Request, kind: SlotKind | None, called: bool = False) -> Answer:
+        place = self._shared.node.reserve(kind, called=called)
         return self._told(201, request, "reserve", place)
 
     def _release(self, call: Call) -> Answer:

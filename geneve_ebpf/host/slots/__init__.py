@@ -8,6 +8,7 @@ from geneve_ebpf.host.slots.adopting import clear_half_made, lost, resize
 from geneve_ebpf.host.slots.destroying import cut_off, drop, gone, wait_gone
 from geneve_ebpf.host.slots.kinds import NAMESPACE, Draft, Kind
 from geneve_ebpf.host.slots.making import AT_ONCE, make, make_many
+from geneve_ebpf.host.slots.native import number
 from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place, host_interface
 from geneve_ebpf.host.slots.taps import TAP, HostTapKind, TapKind
 
@@ -29,6 +30,7 @@ __all__ = [
     "lost",
     "make",
     "make_many",
+    "number",
     "resize",
     "wait_gone",
 ]

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slots of every kind, from an agent that keeps pools of them: what is told, opened, attached."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geneve_ebpf.host import namespaces, taps
+from lab.network import Lab, Node, inside
+from tests.api import kill_slot_process
+from tests.command import asked, geneve, new_lab, refused
+from tests.nodes import eventually, ping, socket_in
+from tests.packets import GATEWAY_MAC, GUEST, GUEST_MAC, ICMP, IP, Ether
+from tests.patience import PATIENCE
+
+OWNER, KEPT = 64998, 2
+HEADER = bytes(10)  # virtio's, of a frame as it is
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Two nodes; the first keeps slots of every kind."""
+    with new_lab("kinds") as made:
+        made.patience = 90 * PATIENCE
+        made.make_nodes(2, slots=KEPT, metrics=False)
+        config = made.nodes[0].config
+        kinds = f"tap_slots = {KEPT}\nhost_tap_slots = {KEPT}\ntap_owner = {OWNER}\nslots ="
+        config.write_text(config.read_text().replace("slots =", kinds))
+        for node in made.nodes:
+            made.start_agent(node)
+        for node in made.nodes:
+            made.wait_ready(node)
+        span = ("10.0.0.0/16", {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"})
+        made.connect("blue", 42, span)
+        yield made
+
+
+@pytest.fixture
+def node(lab: Lab) -> Iterator[Node]:
+    """The first, with nobody attached and all its slots ready."""
+    yield lab.nodes[0]
+    for one in lab.nodes:
+        for sandbox in asked(one, "list")["sandboxes"]:
+            asked(one, "detach", sandbox["sandbox"])
+        for slot in asked(one, "slot", "list")["slots"]:
+            if slot["state"] == "reserved":
+                asked(one, "slot", "release", slot["id"])
+        lab.wait_ready(one)
+
+
+@pytest.fixture
+def far(lab: Lab, node: Node) -> dict[str, Any]:
+    """A sandbox on the other node."""
+    return asked(lab.nodes[1], "attach", "far", "--vpc", "blue")
+
+
+def where(node: Node, slot: dict[str, Any]) -> Path:
+    """The namespace that a slot's tap is in."""
+    return Path(slot["netns"] or node.netns)
+
+
+OPEN = "import sys; from geneve_ebpf.host import taps; taps.open_tap(sys.argv[1])"
+
+
+def opens(netns: Path, tap: str, uid: int) -> bool:
+    """Whether a user without privileges may open a tap, where the device lets everybody try."""
+    device = "mount -t tmpfs none /mnt && mknod -m 666 /mnt/tun c 10 200"
+    device += " && mount --bind /mnt/tun /dev/net/tun"
+    who = f"setpriv --reuid={uid} --regid={uid} --clear-groups --inh-caps=-all"
+    words = f"{device} && exec {who} {sys.executable} -c '{OPEN}' {tap}"
+    done = subprocess.run(
+        ["unshare", "--mount", *inside(netns, "sh", "-c", words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0 or "PermissionError" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+class Machine:
+    """A virtual machine that answers and sends echo requests, and nothing else."""
+
+    def __init__(self, node: Node, slot: dict[str, Any]) -> None:
+        with namespaces.entering(where(node, slot)):
+            self.fd = taps.open_tap(slot["tap"])
+
+    def asks(self, address: str, own: str = GUEST) -> bool:
+        """Whether one of ten echo requests to an address is answered."""
+        question = Ether(src=GUEST_MAC, dst=GATEWAY_MAC) / IP(src=own, dst=address)
+        for number in range(10):
+            os.write(self.fd, HEADER + bytes(question / ICMP(id=7, seq=number) / b"machine"))
+            while select.select([self.fd], [], [], 0.5 * PATIENCE)[0]:
+                frame = Ether(os.read(self.fd, 1 << 16)[len(HEADER) :])
+                if ICMP in frame and (frame[IP].src, frame[ICMP].type) == (address, 0):
+                    assert (frame[IP].dst, frame.dst) == (own, GUEST_MAC)
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Switch it off."""
+        os.close(self.fd)
+
+
+KINDS = pytest.mark.parametrize("kind", ["tap", "host-tap"])
+
+
+@KINDS
+def test_a_tap_is_told_and_opened_by_its_owner_alone(node: Node, kind: str) -> None:
+    """By name, in the namespace that is told. It is down to nobody else, root apart."""
+    slot = asked(node, "slot", "reserve", "--kind", kind)["slot"]
+
+    assert (slot["kind"], slot["state"]) == (kind, "reserved")
+    assert slot["tap"] == ("tap0" if kind == "tap" else slot["host_interface"])
+    assert (slot["netns"] is None) == (kind == "host-tap")
+    assert opens(where(node, slot), slot["tap"], OWNER)
+    assert not opens(where(node, slot), slot["tap"], OWNER + 1)
+
+
+@KINDS
+def test_a_machine_talks_when_it_is_attached(node: Node, far: dict[str, Any], kind: str) -> None:
+    """Not before; to a remote sandbox and to one of this node; afterwards its slot is gone."""
+    near = asked(node, "attach", "near", "--vpc", "blue", "--kind", "namespace")
+    slot = asked(node, "slot", "reserve", "--kind", kind)["slot"]
+    machine = Machine(node, slot)
+    try:
+        assert not machine.asks(far["address"])
+        own = asked(node, "attach", "vm", "--vpc", "blue", "--slot", slot["id"], "--verify")
+
+        assert own["slot"]["kind"] == kind
+        assert machine.asks(far["address"])
+        assert machine.asks(near["address"])
+        text = geneve(node, "list").stdout
+        assert any(slot["id"] in line and kind in line.split() for line in text.splitlines())
+        asked(node, "detach", "vm")
+        # Whoever still holds the tap does not keep the slot.
+        assert eventually(lambda: slot["id"] not in states(node), 30)
+    finally:
+        machine.close()
+
+
+def states(node: Node) -> dict[str, str]:
+    """State of each slot, by id."""
+    return {one["id"]: one["state"] for one in asked(node, "slot", "list")["slots"]}
+
+
+def kinds(node: Node) -> dict[str, dict[str, int]]:
+    """Ready slots by kind."""
+    found: dict[str, dict[str, int]] = asked(node, "node", "status")["kinds"]
+    return found
+
+
+def test_kinds_outlive_the_agent_and_its_slot_process(lab: Lab, node: Node) -> None:
+    """A killed agent's successor knows what each slot is; a tap that was half made is cleared."""
+    slot = asked(node, "slot", "reserve", "--kind", "host-tap")["slot"]
+    with namespaces.entering(node.netns):
+        taps.make("gnv900", 0)
+
+    kill_slot_process(lab.agents[node.name])
+    lab.stop_agent(node, signal.SIGKILL)
+    lab.start_agent(node)
+    lab.wait_ready(node)
+
+    full = {"ready": KEPT, "target": KEPT}
+    assert kinds(node) == {"namespace": full, "tap": full, "host-tap": full}
+    known = {one["id"]: one for one in asked(node, "slot", "list")["slots"]}
+    assert known[slot["id"]]["kind"] == "host-tap"
+
+    def cleared() -> bool:
+        with namespaces.entering(node.netns):
+            return not Path("/proc/sys/net/ipv4/conf/gnv900").exists()
+
+    assert eventually(cleared, 10)
+
+
+def test_a_native_namespace_has_its_vpc_address(lab: Lab, node: Node, far: dict[str, Any]) -> None:
+    """When the answer is there; alone; also if the process that gives it dies meanwhile."""
+    address = "10.0.1.77"
+    own = asked(
+        node, "attach", "web", "--vpc", "blue", "--address", address, "--mode", "native", "--verify"
+    )
+
+    assert (own["mode"], own["guest"]["address"], own["guest"]["address6"]) == (
+        "native", address, None,
+    )  # fmt: skip
+    netns = Path(own["slot"]["netns"])
+    shown = subprocess.run(
+        inside(netns, "ip", "-o", "addr", "show", "dev", "eth0"),
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert [line.split()[3] for line in shown.splitlines()] == [f"{address}/32"]
+    assert ping(netns, far["address"]) == 3
+    assert ping(Path(far["slot"]["netns"]), address) == 3
+    with socket_in(netns, 2, 2) as door:
+        door.connect((far["address"], 9))
+        assert door.getsockname()[0] == address
+    assert "timing_ns" not in asked(node, "attach", "web", "--vpc", "blue", "--mode", "native")
+    assert refused(node, "attach", "web", "--vpc", "blue", "--mode", "clone")[1] == "sandbox_exists"
+
+
+def test_a_native_attach_waits_for_a_slot_process_that_died(lab: Lab, node: Node) -> None:
+    """It is started again, and is told again."""
+    for number in range(3):
+        kill_slot_process(lab.agents[node.name])
+        own = asked(node, "attach", f"n{number}", "--vpc", "blue", "--mode", "native",
+                    "--timeout", "30")  # fmt: skip
+        shown = geneve(node, "netns-exec", f"n{number}", "--", "ip", "-4", "-o", "addr")
+        assert f"{own['address']}/32" in shown.stdout
+
+
+def test_what_does_not_go_together_is_refused(node: Node) -> None:
+    """With one line and a code each."""
+    slot = asked(node, "slot", "reserve", "--kind", "tap")["slot"]["id"]
+    asked(node, "attach", "vm", "--vpc", "blue", "--kind", "host-tap")
+    attach = ("attach", "x", "--vpc", "blue")
+
+    assert refused(node, *attach, "--slot", slot, "--kind", "namespace")[1] == "slot_taken"
+    assert refused(node, *attach, "--mode", "native", "--async")[1] == "bad_request"
+    assert refused(node, "netns-exec", "vm", "--", "true")[1] == "bad_request"
+    assert geneve(node, *attach, "--kind", "balloon").returncode == 2
+
+
+def test_a_node_without_that_kind_says_so(lab: Lab, node: Node) -> None:
+    """And which key of its configuration would give it some."""
+    done = geneve(lab.nodes[1], "slot", "reserve", "--kind", "tap")
+
+    assert done.returncode != 0
+    assert "keeps no tap slots" in done.stderr
+    assert "node.tap_slots" in done.stderr
