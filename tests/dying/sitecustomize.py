@@ -21,6 +21,7 @@ class _Death:
     """Counts the lines that the orders are about; remembers what it has read."""
 
     def __init__(self):
+        self.pid = os.getpid()  # a fork of this process is another's business
         self.stamp = None
         self.orders = {}
         self.lines = 0
@@ -45,14 +46,14 @@ class _Death:
         """Every function that is entered comes by here."""
         path = frame.f_code.co_filename
         at = path.rfind(_PRODUCT)
-        if at >= 0 and self.concerns(path[at + len(_PRODUCT) :]):
+        if at >= 0 and os.getpid() == self.pid and self.concerns(path[at + len(_PRODUCT) :]):
             return self.on_line
         return None
 
     def on_line(self, frame, event, argument):
         """Every line of the functions that the orders are about, before it is run."""
         line = frame.f_code, frame.f_lineno
-        if event == "line" and self.visits.get(line, 0) < TIMES:
+        if event == "line" and os.getpid() == self.pid and self.visits.get(line, 0) < TIMES:
             self.visits[line] = self.visits.get(line, 0) + 1
             self.lines += 1
             orders = self.orders

@@ -74,7 +74,7 @@ class Scene:
         """Start an agent where there is none; wait until it is ready and everything is whole."""
         pid = self.lab.agents.get(self.node.name)
         if after_death:
-            assert eventually(lambda: not alive(pid))
+            assert eventually(lambda: not alive(pid), 30), self.killer.where
         if not alive(pid):
             self.lab.wait_gone(self.node)
             self.lab.start_agent(self.node)
