@@ -21,7 +21,7 @@ DONE_KEPT = 600.0  # seconds
 STEPS_MAX = 32  # of one history: the first and the latest
 
 # What may be different in a moment on this very node. A slot is waited for, not tried for.
-WORTH_A_RETRY = frozenset((Code.BUSY, Code.ADDRESS_RESTING, Code.NO_ADDRESS, Code.KEY_IN_USE))
+WORTH_A_RETRY = frozenset((Code.BUSY, Code.ADDRESS_RESTING, Code.NO_ADDRESS))
 BACKOFF_FIRST, BACKOFF_MAX = 0.1, 5.0  # seconds
 # Retries are a tenth of what is asked for, beyond a few: they must not feed a storm.
 BUDGET_MAX = 100.0
