@@ -69,6 +69,7 @@ class Served:
     def end(self, number: int) -> None:
         """End the agent by a signal; its node goes on."""
         assert self.process is not None
+        self.client.close()
         self.process.send_signal(number)
         self.process.wait()
 
