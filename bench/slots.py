@@ -131,6 +131,7 @@ def one_round(rows: Rows, node: Node, few: Served, root: Path, slots: int, cpu: 
         full.end(signal.SIGTERM)
         full.start(FEW)
         many = full.counts()["ready"] - 2 * PAIRS - 1
+        few.rest()  # on a connection of now: the agent has closed the one that was idle
         with pinned(cpu):
             calm = [full.attach(f"many-{number}") for number in range(many)]
             of_many, of_few = by_turns(
