@@ -186,7 +186,7 @@ def test_traffic_drops_and_attaches_are_counted_and_never_fall(lab):
     assert grew(
         "attach_duration_seconds_count", before, folded, stage="total", result="ok"
     ) == 1
-    assert value(folded, "slots", state="attached") == 1
+    assert value(folded, "slots", state="attached", kind="namespace") == 1
     assert value(folded, "map_pressure_ratio", map="endpoints") > 0
 
 
@@ -203,7 +203,7 @@ def test_an_agent_that_does_not_answer_is_down(lab):
         os.kill(pid, signal.SIGCONT)
 
     assert value(stopped, "agent_up") == 0
-    assert value(stopped, "slots", state="attached") == 1
+    assert value(stopped, "slots", state="attached", kind="namespace") == 1
     assert value(scrape(node), "agent_up") == 1
 
 
