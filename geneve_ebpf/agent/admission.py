@@ -8,7 +8,7 @@ tenant's storm delays nobody but itself. Knows of no event loop; `queue` does.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ class Ticket:
 
     group: str  # who shares turns and a bound: a VPC's name
     deadline: float
+    what: str  # is waited for: a kind of slot
     waiting: bool = True
 
 
@@ -37,6 +38,7 @@ class Admission:
     ) -> None:
         """now: the clock of deadlines, in seconds."""
         self.waiting = 0
+        self.waiting_for: Counter[str] = Counter()  # by what it is
         self.refused = 0  # for want of room, ever
         self.expired = 0  # ever
         self.drain = Rate(now)
@@ -46,7 +48,7 @@ class Admission:
         # In the order of turns; a group without tickets is not there.
         self._groups: OrderedDict[str, OrderedDict[Ticket, None]] = OrderedDict()
 
-    def enter(self, group: str, deadline: float) -> Ticket:
+    def enter(self, group: str, deadline: float, what: str = "") -> Ticket:
         """Wait until that time on the clock. Raises DEADLINE_EXCEEDED; BUSY if there is no room."""
         if deadline <= self._now():
             self.expired += 1
@@ -63,9 +65,10 @@ class Admission:
                 hint="ask again after the time in Retry-After, or place it elsewhere",
                 details={"retry_after_s": self.drain.seconds_for(len(tickets) or 1)},
             )
-        ticket = Ticket(group, deadline)
+        ticket = Ticket(group, deadline, what)
         self._groups.setdefault(group, OrderedDict())[ticket] = None
         self.waiting += 1
+        self.waiting_for[what] += 1
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
@@ -75,21 +78,27 @@ class Admission:
             if ticket.deadline <= self._now():
                 self.expired += 1
 
-    def call(self) -> Ticket | None:
-        """Take the next one, whose turn it is; those that are too late are passed over."""
+    def call(self, ready: Callable[[str], object] = lambda _: True) -> Ticket | None:
+        """Take the next one whose turn it is and for whom there is something ready.
+
+        The others keep their turns; those that are too late are passed over.
+        """
+        able = {what for what, count in self.waiting_for.items() if count and ready(what)}
+        if not able:
+            return None
         now = self._now()
-        while self._groups:
-            group, tickets = next(iter(self._groups.items()))
-            ticket = next(iter(tickets))
-            late = ticket.deadline <= now
-            self._remove(ticket)
-            if late:
-                self.expired += 1
-                continue
-            if group in self._groups:
-                self._groups.move_to_end(group)
-            self.drain.note(more=self.waiting > 0)
-            return ticket
+        for group, tickets in list(self._groups.items()):
+            for ticket in list(tickets):
+                if ticket.what not in able:
+                    continue
+                self._remove(ticket)
+                if ticket.deadline <= now:
+                    self.expired += 1
+                    continue
+                if group in self._groups:
+                    self._groups.move_to_end(group)
+                self.drain.note(more=self.waiting > 0)
+                return ticket
         return None
 
     def _remove(self, ticket: Ticket) -> None:
@@ -99,6 +108,7 @@ class Admission:
         if not tickets:
             del self._groups[ticket.group]
         self.waiting -= 1
+        self.waiting_for[ticket.what] -= 1
 
 
 class Rate:

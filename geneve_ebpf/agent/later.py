@@ -11,7 +11,7 @@ from functools import partial
 from geneve_ebpf.agent.events import Events, Said
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.operations import Operation, Operations, State
-from geneve_ebpf.agent.queue import Queue
+from geneve_ebpf.agent.queue import Queue, worth_waiting
 from geneve_ebpf.errors import Code, GeneveError
 
 Attempt = Callable[[Operation, bool], bytes]
@@ -75,10 +75,13 @@ class Later:
             try:
                 return attempt(operation, False)
             except GeneveError as error:
-                if error.code is not Code.NO_SLOT:
+                if not worth_waiting(error):
                     raise
             turn = self._queue.enter(
-                operation.vpc, operation.deadline, partial(attempt, operation, True)
+                operation.vpc,
+                operation.deadline,
+                partial(attempt, operation, True),
+                operation.kind,
             )
             self.operations.note(operation, "waits", "no slot is ready")
             return await turn

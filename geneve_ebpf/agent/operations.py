@@ -57,6 +57,7 @@ class Operation:
     uid: int
     pid: int
     timeout: float  # seconds that one run of it may take
+    kind: str  # of slot that it waits for
     deadline: float = 0.0
     state: State = State.PENDING
     attempts: int = 0
@@ -102,6 +103,7 @@ class Operations:
         body: object,
         *,
         timeout: float,
+        kind: str = "",
         trace: str = "",
         uid: int = -1,
         pid: int = 0,
@@ -120,7 +122,7 @@ class Operations:
             )
         self._count += 1
         operation = Operation(
-            f"{self._prefix}-{self._count}", sandbox, vpc, body, trace, uid, pid, timeout
+            f"{self._prefix}-{self._count}", sandbox, vpc, body, trace, uid, pid, timeout, kind
         )
         operation.deadline = self._now() + timeout
         self._operations[operation.id] = operation

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
 from geneve_ebpf.agent.admission import Admission, Ticket, too_late
-from geneve_ebpf.errors import GeneveError
+from geneve_ebpf.errors import Code, GeneveError
 
 T = TypeVar("T")
 
@@ -21,24 +21,27 @@ class Queue:
         self._waiters: dict[Ticket, Waiter[Any]] = {}
         self._refusal: Callable[[], GeneveError] | None = None
 
-    def enter(self, group: str, deadline: float, work: Callable[[], T]) -> Waiter[T]:
-        """Queue up at once; await the result for that of `work`.
+    def enter(
+        self, group: str, deadline: float, work: Callable[[], T], what: str = ""
+    ) -> Waiter[T]:
+        """Queue up at once for something of that kind; await the result for that of `work`.
 
         Raises as `Admission.enter` does, and what is awaited as `work` does, or
         DEADLINE_EXCEEDED. Cancelling it leaves the queue.
         """
         if self._refusal is not None:
             raise self._refusal()
-        waiter = Waiter(self, self.admission.enter(group, deadline), work)
+        waiter = Waiter(self, self.admission.enter(group, deadline, what), work)
         self._waiters[waiter.ticket] = waiter
         return waiter
 
-    def serve(self, ready: Callable[[], int]) -> None:
-        """Slots are ready, as many as `ready` says: give them to those whose turn it is."""
-        while self.admission.waiting and ready():
-            ticket = self.admission.call()
-            if ticket is not None:
-                self._waiters[ticket].turn()
+    def serve(self, ready: Callable[[str], int]) -> None:
+        """Slots are ready, so many of each kind: give them to those whose turn it is."""
+        while self.admission.waiting:
+            ticket = self.admission.call(ready)
+            if ticket is None:
+                return
+            self._waiters[ticket].turn()
 
     def refuse(self, error: Callable[[], GeneveError] | None) -> None:
         """Nobody gets a slot any more: say so to all who wait, and who come. None: they do."""
@@ -51,6 +54,11 @@ class Queue:
         """For a waiter that is through."""
         self.admission.leave(ticket)
         self._waiters.pop(ticket, None)
+
+
+def worth_waiting(error: GeneveError) -> bool:
+    """Whether a slot may be ready later: none ever is of a kind that the node does not keep."""
+    return error.code is Code.NO_SLOT and not error.field
 
 
 class Waiter(Generic[T]):

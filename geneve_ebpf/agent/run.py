@@ -230,7 +230,7 @@ class _Agent:
         self._tell_lost()
         if self._node.refuses is not None:
             self._queue.refuse(self._node.refuses)
-        pool.on_ready = partial(self._queue.serve, lambda: pool.ready)
+        pool.on_ready = partial(self._queue.serve, pool.ready_of)
         desired.program()
         if not self._unseen:
             self._start_children(pool)

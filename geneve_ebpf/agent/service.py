@@ -177,7 +177,7 @@ class Node:
                 book.check(name, address6)
             if slot_id is None:
                 if self._admission.waiting and not called:
-                    raise self._others_wait()
+                    self._let_others_first(kind)
                 place = self.pool.lowest_ready(kind)
             else:
                 place = self.pool.place(parse_slot(slot_id))
@@ -330,7 +330,7 @@ class Node:
         if self.refuses is not None:
             raise self.refuses()
         if self._admission.waiting and not called:
-            raise self._others_wait()
+            self._let_others_first(kind)
         place = self.pool.lowest_ready(kind)
         self.dataplane.reserve(place.index)
         self.pool.move(place, Phase.RESERVED)
@@ -397,11 +397,15 @@ class Node:
             return
         raise error
 
-    def _others_wait(self) -> GeneveError:
-        waiting = self._admission.waiting
-        return GeneveError(
+    def _let_others_first(self, kind: SlotKind | None) -> None:
+        """Raise NO_SLOT if somebody waits for a slot of that kind."""
+        kind = self.pool.kind_or_default(kind)
+        waiting = self._admission.waiting_for[kind.value]
+        if not waiting:
+            return
+        raise GeneveError(
             Code.NO_SLOT,
-            f"{waiting} requests wait for a slot",
+            f"{waiting} requests wait for a {kind.value} slot",
             hint="wait for one as well, with Request-Timeout, or place it elsewhere",
             details={"retry_after_s": self.pool.refill.seconds_for(waiting + 1)},
         )

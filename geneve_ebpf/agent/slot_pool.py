@@ -165,10 +165,13 @@ class SlotPool:
             for kind, target in self.targets.items()
         }
 
-    @property
-    def ready(self) -> int:
-        """How many are ready."""
-        return self._counts[Phase.READY]
+    def ready_of(self, kind: str) -> int:
+        """How many of a kind are ready."""
+        return self._ready_of[SlotKind(kind)]
+
+    def kind_or_default(self, kind: SlotKind | None) -> SlotKind:
+        """What is meant by None: the first kind that the node keeps ready."""
+        return self._default_kind if kind is None else kind
 
     def places(self) -> list[Place]:
         """All slots, by index; those being made are not there yet."""
@@ -216,10 +219,9 @@ class SlotPool:
     def lowest_ready(self, kind: SlotKind | None = None) -> Place:
         """The ready slot of the lowest index, which stays ready. Raises NO_SLOT.
 
-        kind: None is the first that the node keeps ready.
+        kind: as for `kind_or_default`; the error names it if none is ever made.
         """
-        if kind is None:
-            kind = self._default_kind
+        kind = self.kind_or_default(kind)
         heap = self._ready[kind]
         while heap:
             place = self._places.get(heap[0])

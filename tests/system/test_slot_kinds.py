@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from geneve_ebpf.host import namespaces, taps
 from lab.network import Lab, Node, inside
-from tests.api import kill_slot_process
+from tests.api import Agent, children, kill_slot_process
 from tests.command import asked, geneve, new_lab, refused
 from tests.nodes import eventually, ping, socket_in
 from tests.packets import GATEWAY_MAC, GUEST, GUEST_MAC, ICMP, IP, Ether
@@ -228,6 +229,39 @@ def test_what_does_not_go_together_is_refused(node: Node) -> None:
     assert refused(node, *attach, "--mode", "native", "--async")[1] == "bad_request"
     assert refused(node, "netns-exec", "vm", "--", "true")[1] == "bad_request"
     assert geneve(node, *attach, "--kind", "balloon").returncode == 2
+
+
+def test_who_waits_for_one_kind_neither_takes_its_turn_with_another_nor_stops_it(
+    lab: Lab, node: Node
+) -> None:
+    """Taps are all reserved: an attach waits for one, and namespaces are attached meanwhile."""
+    agent, other = Agent(node.socket), Agent(node.socket)
+    (maker,) = children(lab.agents[node.name], "geneve_ebpf.agent.slot_process")
+    wish = {"vpc": "blue", "kind": "tap"}
+    answers: list[tuple[int, Any]] = []
+
+    def attach() -> None:
+        answers.append(other.ask("PUT", "/v1/sandboxes/late", wish, {"Request-Timeout": "90"}))
+
+    waiting = threading.Thread(target=attach)
+    os.kill(maker, signal.SIGSTOP)  # no slot becomes ready
+    try:
+        for _ in range(KEPT):
+            agent.must("POST", "/v1/slots:reserve", {"kind": "tap"})
+        waiting.start()
+        assert eventually(lambda: agent.must("GET", "/v1/node")["waiting"] == 1)
+
+        agent.must("PUT", "/v1/sandboxes/now", {"vpc": "blue"})
+        assert agent.code("PUT", "/v1/sandboxes/first", wish) == "no_slot"
+        assert not eventually(lambda: answers, 0.5)
+    finally:
+        os.kill(maker, signal.SIGCONT)
+    waiting.join(90)
+    agent.close()
+    other.close()
+
+    ((status, body),) = answers
+    assert (status, body["slot"]["kind"]) == (201, "tap"), body
 
 
 def test_a_node_without_that_kind_says_so(lab: Lab, node: Node) -> None:

@@ -129,3 +129,17 @@ def test_the_time_to_come_back_follows_the_rate():
 
 def test_retry_after_is_whole_seconds_and_bounded():
     assert [retry_after(seconds) for seconds in (0, 0.01, 1.2, 1e9)] == [1, 1, 2, 60]
+
+
+def test_who_waits_for_what_is_not_ready_keeps_its_turn():
+    """Others go by, of its own VPC too, and it is first when there is something for it."""
+    queue = Admission(lambda: 0.0)
+    first = queue.enter("blue", 1, "tap")
+    queue.enter("red", 1, "tap")
+    other = queue.enter("blue", 1, "namespace")
+
+    assert queue.call({"namespace"}.__contains__) is other
+    assert queue.call({"namespace"}.__contains__) is None
+    assert queue.waiting_for["tap"] == 2
+    assert {queue.call().group for _ in range(2)} == {"blue", "red"}
+    assert not first.waiting

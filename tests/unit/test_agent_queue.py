@@ -36,7 +36,7 @@ def test_who_goes_before_its_turn_gets_nothing():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        queue.serve(lambda: 1)
+        queue.serve(lambda _: 1)
 
     assert play(scene) == ([], 0)
 
@@ -45,7 +45,7 @@ def test_who_goes_in_the_moment_of_its_turn_has_had_it():
     """What was done is its answer, which a repetition with the same key will get."""
 
     async def scene(queue, task):
-        queue.serve(lambda: 1)
+        queue.serve(lambda _: 1)
         task.cancel()
         assert await task == "slot"
 

@@ -20,9 +20,10 @@ from geneve_ebpf.agent.http import PREFER, REQUEST_TIMEOUT, Answer, Patient, Req
 from geneve_ebpf.agent.later import Later
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.pace import Pace
-from geneve_ebpf.agent.queue import Queue, Waiter
+from geneve_ebpf.agent.queue import Queue, Waiter, worth_waiting
 from geneve_ebpf.agent.service import Node
 from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import SlotKind
 
 Work = Callable[["Call"], "Answer | Awaitable[Answer]"]
 # Path -> method -> what answers it, then the query keys that it takes.
@@ -94,6 +95,7 @@ class Shared:
         request: Request,
         group: str,
         seconds: float,
+        kind: SlotKind | None,
         work: Callable[..., Answer],
         failure: Failure,
     ) -> Answer | Patient:
@@ -110,9 +112,10 @@ class Shared:
         try:
             return work()
         except GeneveError as error:
-            if error.code is not Code.NO_SLOT:
+            if not worth_waiting(error):
                 raise
-        turn = self.queue.enter(group, deadline, lambda: work(called=True))
+        what = self.node.pool.kind_or_default(kind).value
+        turn = self.queue.enter(group, deadline, lambda: work(called=True), what)
         return Patient(self._wait(request, turn, failure))
 
     async def _wait(self, request: Request, turn: Waiter[Answer], failure: Failure) -> Answer:

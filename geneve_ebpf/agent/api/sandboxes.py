@@ -160,6 +160,7 @@ class Sandboxes:
                 parse_name(body.vpc, "vpc"),
                 body,
                 timeout=ASYNC_TIMEOUT if seconds is None else seconds,
+                kind=self._shared.node.pool.kind_or_default(body.kind).value,
                 trace=request.trace,
                 uid=request.peer.uid,
                 pid=request.peer.pid,
@@ -172,6 +173,7 @@ class Sandboxes:
             request,
             body.vpc,
             seconds,
+            body.kind,
             partial(self._attach_now, request, name, body),
             self._failure,
         )

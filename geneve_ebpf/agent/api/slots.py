@@ -46,7 +46,7 @@ class Slots:
             return self._reserve_now(call.request, kind)
         # Those whose tenant is not known yet share turns like one more VPC.
         work = partial(self._reserve_now, call.request, kind)
-        return self._shared.with_a_slot(call.request, "", seconds, work, self._failure)
+        return self._shared.with_a_slot(call.request, "", seconds, kind, work, self._failure)
 
     def _reserve_now(self, request: Request, kind: SlotKind | None, called: bool = False) -> Answer:
         place = self._shared.node.reserve(kind, called=called)
