@@ -322,6 +322,10 @@ class SlotPool:
         self._count(place, -1)
         del self._places[place.index]
         self._numbers.pop(place.index, None)
+        answer = self._numbered.pop(place.index, None)
+        if answer is not None and not answer.done():
+            # Or the next one of this index would wait for it, and order nothing.
+            answer.set_result("the slot is gone")
 
     def _turn(self, place: Place, phase: Phase) -> None:
         self._count(place, -1)

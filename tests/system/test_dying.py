@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An agent, its slot process and its helpers are killed in the middle of what they do.
+"""An agent and the processes that it starts are killed in the middle of what they do.
 
 A few lines of each step; GENEVE_EBPF_TESTS_EVERY_LINE=1 takes every line. Whatever
 died: others' packets are not lost, the next start knows everybody by name, and there

@@ -122,6 +122,23 @@ def test_while_attaches_come_in_slots_are_made_by_fours():
     play(100, scene, Filling(refill_rate=100))
 
 
+def test_who_waits_for_addresses_of_a_slot_that_goes_is_told():
+    """The next one of its index is not left to wait for an order that nobody gave."""
+
+    async def scene(pool, maker):
+        await maker.obey_until(lambda: pool.counts["ready"] == 1)
+        place = pool.place(0)
+        pool.move(place, Phase.ATTACHED)
+        answer = pool.number(place, ["10.0.0.2"])
+
+        pool.destroy(place)
+        maker.theirs.send(json.dumps({"event": "gone", "indexes": [0]}).encode() + b"\n")
+
+        assert await asyncio.wait_for(answer, 60) == "the slot is gone"
+
+    play(1, scene)
+
+
 def test_a_pool_that_runs_dry_is_filled_before_all_else():
     """Below the low watermark, whoever attaches meanwhile."""
 
