@@ -346,7 +346,12 @@ def test_an_address_behind_a_remote_route_is_taken_with_a_warning(bench):
 
     assert ["remote route covers 10.0.9.9" in text for text in behind["warnings"]] == [True]
     assert "warnings" not in clear
-    typed = geneve(bench.node, "attach", "three", "--vpc", "blue", "--ip", "10.0.9.10")
+    many = {"attach": [{"sandbox": "many", "vpc": "blue", "address": "10.0.9.11"}]}
+    (item,) = bench.must("POST", "/v1/sandboxes:batch", many)["results"]
+    assert "remote route covers 10.0.9.11" in item["warnings"][0]
+    bench.must("DELETE", "/v1/sandboxes/many")
+    words = ("three", "--vpc", "blue", "--ip", "10.0.9.10", "--timeout", "60")
+    typed = geneve(bench.node, "attach", *words)
     assert typed.returncode == 0
     assert typed.stderr.startswith("warning: a remote route covers 10.0.9.10")
 

@@ -327,6 +327,8 @@ class Sandboxes:
             if attachment.mode is AddressMode.NATIVE:
                 natives[at] = item.sandbox
             text = self._sandbox_text(attachment, item.vpc, timing)
+            if timing is not None and (item.address or item.address6):
+                text += self._warnings(attachment)
             self._tell_attach(request, attachment, item.vpc, timing)
             return f'{{"status":{200 if timing is None else 201},{text}}}'
         except BaseException as error:
