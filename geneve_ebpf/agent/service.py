@@ -210,11 +210,12 @@ class Node:
         self._recorder.record(timing.wait, timing.validate, timing.write, timing.total, ok=True)
         return attachment, timing
 
-    async def settle(self, name: str) -> None:
+    async def settle(self, name: str, detach: Callable[[str, int], object]) -> None:
         """Return when a sandbox has its own addresses on eth0, if it is to have them.
 
         In clone mode, and of a machine that asks by DHCP, at once. If its namespace
-        cannot be given them, it is detached, and NO_SLOT raised.
+        cannot be given them, NO_SLOT is raised, after `detach` was called with its name
+        and generation.
         """
         attachment = self._attachments.get(name)
         if attachment is None or not self._has_to_settle(attachment):
@@ -227,7 +228,7 @@ class Node:
             problem = "the slot process does not answer"
         if problem:
             if attachment in self:
-                self.detach(name, attachment.generation)
+                detach(name, attachment.generation)
             raise GeneveError(
                 Code.NO_SLOT,
                 f"slot-{attachment.slot} could not be given its addresses: {problem}",

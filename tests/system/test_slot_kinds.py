@@ -219,6 +219,24 @@ def test_a_native_attach_waits_for_a_slot_process_that_died(lab: Lab, node: Node
         assert f"{own['address']}/32" in shown.stdout
 
 
+def test_a_native_attach_that_cannot_be_done_is_undone_and_told(node: Node) -> None:
+    """Its slot has lost its interface: who follows events hears of the detach as well."""
+    slot = asked(node, "slot", "reserve", "--kind", "namespace")["slot"]
+    subprocess.run(inside(Path(slot["netns"]), "ip", "link", "delete", "eth0"), check=True)
+    agent = Agent(node.socket)
+    before = agent.must("GET", "/v1/node")["last_event"]
+
+    wish = {"vpc": "blue", "mode": "native", "slot": slot["id"]}
+    assert agent.code("PUT", "/v1/sandboxes/half", wish) == "no_slot"
+
+    told = agent.must("GET", f"/v1/events?since={before}")
+    assert [(one["event"], one["sandbox"]) for one in told if one.get("sandbox") == "half"] == [
+        ("attach", "half"), ("detach", "half"),
+    ]  # fmt: skip
+    assert agent.code("GET", "/v1/sandboxes/half") == "sandbox_not_found"
+    agent.close()
+
+
 def test_what_does_not_go_together_is_refused(node: Node) -> None:
     """With one line and a code each."""
     slot = asked(node, "slot", "reserve", "--kind", "tap")["slot"]["id"]

@@ -144,7 +144,7 @@ class Sandboxes:
             if not isinstance(answer, Answer):
                 answer = await answer
             if answer.status < 400:
-                await self._shared.node.settle(name)
+                await self._shared.node.settle(name, partial(self._detach, request))
         except BaseException as error:
             answer = self._failure(request, error)
         return answer._replace(logged=True)
@@ -281,7 +281,7 @@ class Sandboxes:
         await Pace().through(self._steps_of(call.request, batch, results, natives))
         for at, name in natives.items():
             try:
-                await self._shared.node.settle(name)
+                await self._shared.node.settle(name, partial(self._detach, call.request))
             except GeneveError as error:
                 results[at] = _as_item(self._failure(call.request, error))
         return Answer(200, list_body(schema("batch"), "results", [",".join(results).encode()]))
