@@ -119,15 +119,22 @@ def write_facts(run_directory: Path, found: Facts) -> None:
 
 
 def _in_child(what: str, settings: NodeSettings) -> None:
-    child = subprocess.run(
-        [sys.executable, "-m", "geneve_ebpf.dataplane.node_setup", what, settings.as_json()],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-        # An agent that is killed meanwhile may have a successor at once.
-        preexec_fn=ending_with_parent(),
-    )
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "geneve_ebpf.dataplane.node_setup", what, settings.as_json()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            # An agent that is killed meanwhile may have a successor at once.
+            preexec_fn=ending_with_parent(),
+        )
+    except OSError as refused:
+        raise GeneveError(
+            Code.NODE_SETUP,
+            f"no process can be started to bring the node {what}: {refused.strerror}",
+            hint="free descriptors, memory or processes, then try again",
+        ) from None
     if child.returncode == 0:
         return
     try:
