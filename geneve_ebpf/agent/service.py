@@ -197,6 +197,8 @@ class Node:
             raise
         written = time.perf_counter_ns()
         self._attachments[name] = attachment
+        if self.lost:
+            self._seen_to(name)
         if self._attached_log.attached(attachment):
             self._later(self._write_attached)
         if address is not None:
@@ -250,6 +252,7 @@ class Node:
         parse_name(name, "sandbox")
         attachment = self._attachments.get(name)
         if attachment is None:
+            self._seen_to(name)
             return None
         if generation is not None and generation != attachment.generation:
             raise GeneveError(
@@ -306,6 +309,10 @@ class Node:
             isinstance(attachment, Attachment)
             and self._attachments.get(attachment.sandbox) is attachment
         )
+
+    def _seen_to(self, name: str) -> None:
+        """It was lost perhaps, and somebody has attached it again, or given it up."""
+        self.lost = [one for one in self.lost if one.sandbox != name]
 
     def _write_attached(self) -> None:
         self._attached_log.flush()

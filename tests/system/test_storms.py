@@ -434,6 +434,10 @@ def test_what_a_reboot_ends_is_named_and_the_node_starts_clean(bench):
         ("one", "blue", 100), ("two", "blue", 100),
     }  # fmt: skip
     assert "2 sandboxes in a reboot: one, two" in geneve(bench.node, "node", "status").stdout
+    bench.must("PUT", "/v1/sandboxes/one", {"vpc": "blue"})
+    assert bench.must("GET", "/v1/node")["lost"] == ["two"]
+    assert bench.must("DELETE", "/v1/sandboxes/two") is None
+    assert bench.must("GET", "/v1/node")["lost"] == []
     # A reader of the last agent's events is told that it has missed some.
     assert bench.agent.code("GET", f"/v1/events?since={last}") == "events_gone"
 
