@@ -157,8 +157,13 @@ class RouteSocket:
         self._send(message, kind, _NLM_F_ACK | _NLM_F_ECHO)  # tc answers to an echo alone
         return self._receive(type(message))
 
-    def dump_bytes(self, request: Request) -> Iterator[bytes]:
-        """Send a dump's request; the answers' bodies as they are. Raises OSError."""
+    def dump_bytes(self, request: Request) -> list[bytes]:
+        """Send a dump's request; all answers' bodies as they are. Raises OSError.
+
+        All: a dump goes on only as it is read, and until its end the kernel refuses
+        another one on the socket (EBUSY).
+        """
+        bodies: list[bytes] = []
         self._sequence += 1
         flags = request.flags | _NLM_F_REQUEST | _NLM_F_DUMP
         size = _HEADER.size + len(request.body)
@@ -173,8 +178,8 @@ class RouteSocket:
                     (code,) = struct.unpack_from("=i", body)
                     if code < 0:
                         raise OSError(-code, os.strerror(-code))
-                    return
-                yield body
+                    return bodies
+                bodies.append(body)
 
     def _send(self, message: Any, kind: int, flags: int) -> None:
         self._sequence += 1
