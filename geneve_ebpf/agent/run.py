@@ -275,13 +275,13 @@ class _Agent:
         )
         if self._unseen:
             self._looking = asyncio.ensure_future(self._look_after(pool))
-        beats = asyncio.gather(self._beat(), self._look_for_activity())
-        bar = asyncio.ensure_future(progress.show(pool, log)) if os.isatty(2) else None
+        beats = [asyncio.ensure_future(each) for each in (self._beat(), self._look_for_activity())]
+        if os.isatty(2):
+            beats.append(asyncio.ensure_future(progress.show(pool, log)))
         await self._stop.wait()
         notify("STOPPING=1")
-        beats.cancel()
-        if bar is not None:
-            bar.cancel()
+        for each in beats:
+            each.cancel()
         if not self._going_down:  # else it is gone, and another agent's may be there by now
             path.unlink(missing_ok=True)
         listener.close()
