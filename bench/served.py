@@ -107,6 +107,20 @@ class Served:
 
         eventually(at_rest, f"the slots of node {self.settings.name}", PATIENCE)
 
+    def whole(self) -> None:
+        """Wait until an agent that came back has looked at everything that hangs."""
+
+        def ready() -> bool:
+            try:
+                self.ask("GET", "/readyz")
+            except GeneveError as error:
+                if error.code.name != "DEGRADED":
+                    raise
+                return False
+            return True
+
+        eventually(ready, f"node {self.settings.name}", PATIENCE)
+
     def make_vpc(self) -> None:
         """One VPC with room for many addresses."""
         self.ask("PUT", f"/v1/vpcs/{VPC}", {"vni": VNI, "prefixes": ["10.0.0.0/8"]})

@@ -57,7 +57,7 @@ NOTES = (
     "attach.*: through the socket, the caller beside the agent on one CPU. slot_first and"
     " slot_last: slots of the lowest and the highest number; few and many: two nodes, by turns.",
     f"attach.refill: with slots made at {REFILL:.0f} a second and as many detached;"
-    " attach.calm: with neither.",
+    " attach.calm: at the same rate, with neither.",
     "packet.*: sandbox_tx for one 64-byte datagram to a neighbour, by bpf_stats.",
     "restart: from starting an agent over the attached sandboxes of one that was killed until"
     " it has answered an attach. destroy: from the first detach until the last interface is gone.",
@@ -130,14 +130,17 @@ def one_round(rows: Rows, node: Node, few: Served, root: Path, slots: int, cpu: 
         # The same slots, and nobody who makes more: more are ready than are wanted.
         full.end(signal.SIGTERM)
         full.start(FEW)
+        full.whole()
         many = full.counts()["ready"] - 2 * PAIRS - 1
         few.rest()  # on a connection of now: the agent has closed the one that was idle
         with pinned(cpu):
-            calm = [full.attach(f"many-{number}") for number in range(many)]
+            for number in range(many - 2 * PAIRS):
+                full.attach(f"many-{number}")
+            calm = at_rate(lambda turn: full.attach(f"calm-{turn}"), 2 * PAIRS)
             of_many, of_few = by_turns(
                 lambda turn: full.attach(f"more-{turn}"), lambda turn: few.attach(f"few-{turn}")
             )
-        rows.add("attach.calm", "us", calm[-2 * PAIRS :])
+        rows.add("attach.calm", "us", calm)
         rows.add("attach.many", "us", of_many)
         rows.add("attach.few", "us", of_few)
         for turn in range(PAIRS):
@@ -177,16 +180,26 @@ def by_turns(
     return taken
 
 
-def refilling(node: Served) -> list[float]:
-    """Attaches and detaches at the rate of the refill; what the attaches took."""
+def at_rate(one: Callable[[int], float], count: int) -> list[float]:
+    """Samples taken at the rate of the refill, as a caller finds an agent that slept."""
     taken = []
     due = time.monotonic()
-    for turn in range(3 * PAIRS):
-        taken.append(node.attach(f"busy-{turn}"))
-        node.detach(f"busy-{turn}")
+    for turn in range(count):
+        taken.append(one(turn))
         due += 1 / REFILL
         time.sleep(max(0.0, due - time.monotonic()))
-    return taken[PAIRS:]  # the first ones came before the refill ran
+    return taken
+
+
+def refilling(node: Served) -> list[float]:
+    """What attaches take at the rate of the refill, each followed by a detach."""
+
+    def one(turn: int) -> float:
+        taken = node.attach(f"busy-{turn}")
+        node.detach(f"busy-{turn}")
+        return taken
+
+    return at_rate(one, 3 * PAIRS)[PAIRS:]  # the first ones came before the refill ran
 
 
 def everybody(node: Served) -> list[dict[str, Any]]:
