@@ -202,7 +202,11 @@ def _node(table: Table, guest: Guest, metrics: Table) -> NodeSettings:
     default = NodeSettings("default", guest.address, ())
     vtep = table.need("vtep", parse_address)
     if vtep in guest.network or vtep == guest.address6:
-        raise bad_config(f"node.vtep {vtep} is in the guest's own range", field="node.vtep")
+        raise bad_config(
+            f"node.vtep {vtep} is in the guest's own range",
+            field="node.vtep",
+            hint="change guest.address, guest.gateway and guest.network together",
+        )
     settings = NodeSettings(
         name=table.take("name", parse_name, default.name),
         vtep=vtep,

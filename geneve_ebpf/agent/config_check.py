@@ -45,8 +45,9 @@ def _look_past(document: dict[str, Any], field: str) -> bool:
     if not key:
         return document.pop(table, None) is not None
     keys = document.setdefault(table, {})
-    found = keys.pop(key, None) is not None
-    if field in _EXAMPLES and keys.get(key) is None:
+    stood = keys.pop(key, None)
+    # An example that is wrong itself, beside what else stands there, is as far as it goes.
+    if field in _EXAMPLES and stood != _EXAMPLES[field]:
         keys[key] = _EXAMPLES[field]
         return True
-    return found
+    return stood is not None and field not in _EXAMPLES

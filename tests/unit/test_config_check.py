@@ -73,6 +73,22 @@ def test_a_file_that_is_no_configuration_ends_in_words(tmp_path, capsys, text):
     assert "error: " in capsys.readouterr().err
 
 
+def test_a_vtep_that_fits_nothing_else_there_is_told_once(tmp_path, capsys):
+    """It is the one that is taken to look past a missing VTEP: there is an end all the same."""
+    text = """
+[node]
+vtep = "192.0.2.1"
+uplinks = ["eth0"]
+[guest]
+network = "192.0.2.0/30"
+address = "192.0.2.1"
+gateway = "192.0.2.2"
+"""
+    assert checked(tmp_path, text) == 2
+
+    assert capsys.readouterr().err.count("error: node.vtep 192.0.2.1 is in the guest's") == 1
+
+
 def test_a_file_that_is_not_there(tmp_path, capsys):
     assert run(["config", "check", str(tmp_path / "none.toml")]) == 2
 
