@@ -8,6 +8,7 @@ has left on the machine is looked for when all of them have ended.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,8 @@ from tests.patience import EXPENDABLE
 from tests.traces import SHARED, left_since, traces
 
 os.environ["CACHE_DIRECTORY"] = str(KEPT)
+# A shell that starts us in the background has us ignore it, and so would what tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _BEFORE = pytest.StashKey[set[str]]()
 
 

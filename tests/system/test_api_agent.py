@@ -623,7 +623,7 @@ def test_a_lost_state_file_costs_no_sandbox_its_network(bench, ask):
     ask.must("PUT", "/v1/state", STATE)
     assert ask.must("GET", "/v1/sandboxes/a")["vpc"] == "blue"
     assert bench.maps() == maps
-    assert ask.ask("GET", "/readyz")[0] == 200
+    assert eventually(lambda: ask.ask("GET", "/readyz")[0] == 200, 30)  # it looks at hooks, too
 
 
 def test_without_its_state_a_sandbox_can_still_be_detached(bench, ask):
