@@ -23,7 +23,7 @@ from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.slot_pool import Phase, Place, SlotPool
 from geneve_ebpf.control.attached_log import AttachedLog, Lost
 from geneve_ebpf.control.rest_log import Rest, RestLog
-from geneve_ebpf.dataplane import Counters, DataPlane, Probe, Prober
+from geneve_ebpf.dataplane import Counters, DataPlane, Probe, Prober, not_probed
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import (
     AddressMode,
@@ -281,10 +281,16 @@ class Node:
         return attachment, counters
 
     def probe(self, attachment: Attachment) -> list[Probe]:
-        """What the node's programs make of packets for the sandbox: see `Prober`."""
-        if self._prober is None:
-            self._prober = Prober(self.dataplane, self.settings.run_directory)
-        return self._prober.probe(attachment, self.pool.place(attachment.slot).ifindex)
+        """What the node's programs make of packets for the sandbox: see `Prober`.
+
+        If they cannot be asked, that is what is said of its addresses.
+        """
+        try:
+            if self._prober is None:
+                self._prober = Prober(self.dataplane, self.settings.run_directory)
+            return self._prober.probe(attachment, self.pool.place(attachment.slot).ifindex)
+        except (GeneveError, OSError) as error:
+            return not_probed(attachment, error)
 
     def attachment(self, name: str) -> Attachment:
         """The sandbox of that name. Raises SANDBOX_NOT_FOUND."""

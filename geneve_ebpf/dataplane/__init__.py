@@ -12,7 +12,7 @@ from geneve_ebpf.abi import Direction, DropReason, EventKind
 from geneve_ebpf.dataplane.counters import Counters, Drops, Event, Traffic
 from geneve_ebpf.dataplane.node import adopt, bring_up, facts, look_after, splice_program, tear_down
 from geneve_ebpf.dataplane.plane import DataPlane
-from geneve_ebpf.dataplane.probe import Probe, Prober
+from geneve_ebpf.dataplane.probe import Probe, Prober, not_probed
 
 __all__ = [
     "Counters",
@@ -29,6 +29,7 @@ __all__ = [
     "bring_up",
     "facts",
     "look_after",
+    "not_probed",
     "splice_program",
     "tear_down",
 ]

@@ -41,15 +41,22 @@ class Probe:
 
 
 class Prober:
-    """Probes attachments of one node. Its calls must be made in the node's namespace."""
+    """Probes attachments of one node. Its calls must be made in the node's namespace.
+
+    Raises GeneveError or OSError if the node cannot be asked; then nothing stays open.
+    """
 
     def __init__(self, plane: DataPlane, run_directory: Path) -> None:
         pins = Pins(run_directory)
         self._plane = plane
         self._config = read_config(pins)
-        self._programs = {
-            name: bpf.open_pin(pins.program(name)) for name in ("sandbox_tx", "uplink_rx")
-        }
+        self._programs: dict[str, int] = {}
+        try:
+            for name in ("sandbox_tx", "uplink_rx"):
+                self._programs[name] = bpf.open_pin(pins.program(name))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give back the descriptors."""
@@ -110,6 +117,14 @@ class Prober:
             if one.direction is way and one.packets > before[one.reason]
         ]
         return f"dropped: {' or '.join(grown)}" if grown else f"not delivered: verdict {verdict}"
+
+
+def not_probed(attachment: Attachment, error: Exception) -> list[Probe]:
+    """What is said of each address if the node could not be asked at all."""
+    return [
+        Probe("sandbox_tx", own.version, False, f"{own} was not looked at: {error}")
+        for own in attachment.endpoint.addresses
+    ]
 
 
 def _ethernet(destination: bytes, source: bytes, packet: bytes) -> bytes:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import resource
 
 import pytest
 
@@ -83,3 +85,21 @@ def test_an_interface_that_is_gone_is_said_so(any_node, probe):
 
     assert found[0].saw == "the kernel does not run sandbox_tx: No such device"
     assert [one.passed for one in found] == [False, True]
+
+
+def test_a_prober_that_cannot_be_made_leaves_no_descriptor(any_node):
+    """There is one for the first program, and none for the second."""
+    free = [os.dup(0), os.dup(0)]
+    for descriptor in free:
+        os.close(descriptor)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[1], before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            Prober(any_node.plane, any_node.settings.run_directory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    lowest = os.dup(0)
+    os.close(lowest)
+    assert lowest == free[0]

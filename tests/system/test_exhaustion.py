@@ -132,12 +132,17 @@ def test_an_agent_without_descriptors_serves_whom_it_knows(bench: Bench) -> None
     with without_descriptors(bench.pid):
         with pytest.raises(OSError, match=r"timed out|reset|refused|closed"):
             newcomer.ask("GET", "/healthz")
-        assert bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})
+        verified = {"vpc": "blue", "verify": True}  # whose programs it has yet to open
+        stands = bench.ask.must("PUT", "/v1/sandboxes/three", verified)
+        assert stands["verified"]["passed"] is False
+        assert "Too many open files" in stands["verified"]["probes"][0]["saw"]
         assert bench.talks()
     newcomer.close()
 
     assert eventually(lambda: answers(newcomer), 20)
     newcomer.close()
+    again = bench.ask.must("PUT", "/v1/sandboxes/three", verified)
+    assert (again["generation"], again["verified"]["passed"]) == (stands["generation"], True)
     bench.ask.must("DELETE", "/v1/sandboxes/three")
     assert eventually(bench.whole, 30)
 
