@@ -340,9 +340,12 @@ class SlotPool:
             self._making_of[place.kind] += more
 
     def _gone(self, index: int) -> None:
+        place = self._places.get(index)
+        if place is None or place.phase is not Phase.RETIRING:
+            return  # said twice
         if self._next >= SLOTS_MAX:
             self.problem = ""
-        self._leave(self._places[index])
+        self._leave(place)
         heappush(self._free, index)
 
     def _look_soon(self, seconds: float) -> None:
@@ -427,7 +430,9 @@ class SlotPool:
             return
         if event["event"] == "ready":
             for index, ifindex in event["slots"]:
-                self._ordered_making.discard(index)
+                if index not in self._ordered_making:
+                    continue  # said twice
+                self._ordered_making.remove(index)
                 place = self._places[index]
                 place.ifindex = ifindex
                 self._turn(place, Phase.READY)
@@ -470,16 +475,18 @@ class SlotPool:
 
     def _failed(self, index: int, op: str, message: str) -> None:
         self._log.warning("slot-failed", slot=f"slot-{index}", op=op, error=message)
+        ordered = self._ordered_making if op == "make" else self._ordered_destroying
+        if index not in ordered:
+            return  # said twice
+        ordered.remove(index)
         loop = asyncio.get_running_loop()
         if op == "make":
-            self._ordered_making.discard(index)
             self._leave(self._places[index])
             heappush(self._free, index)
             if not self.problem:
                 self.problem = f"slots cannot be made: {message}"
                 loop.call_later(RETRY, self._try_again)
         else:
-            self._ordered_destroying.discard(index)
             loop.call_later(RETRY, self._destroy_again, index)
 
     def _try_again(self) -> None:

@@ -196,16 +196,32 @@ class SlotMaker:
         for index in stale:
             slots.drop(self._place, index)
         slots.wait_gone(self._ip, stale)
-        made = []
+        made, unknown = [], []
         for draft in slots.make_many(self._route, self._place, indexes, self._settings, kind):
-            if draft.error is None:
-                self._plane.add_slot(draft.index, draft.ifindex, kind.name)
+            failure = draft.error
+            if failure is None:
+                try:
+                    self._plane.add_slot(draft.index, draft.ifindex, kind.name)
+                except (GeneveError, OSError) as error:
+                    failure = error
+                    unknown.append(draft.index)
+            if failure is None:
                 made.append((draft.index, draft.ifindex))
             else:
-                self._tell_failed("make", [draft.index], str(draft.error))
+                self._tell_failed("make", [draft.index], str(failure))
         if made:
             spent = round((time.perf_counter() - began) * 1e6)
             self._tell(event="ready", slots=made, us=spent)
+        self._clear_unknown(unknown)
+
+    def _clear_unknown(self, indexes: list[int]) -> None:
+        """Drop slots that were made and are in no map; they have been said to have failed."""
+        # One that stays is in its index's way, which the next try to make it will say.
+        with contextlib.suppress(OSError, NetlinkError):
+            for index in indexes:
+                if not slots.drop(self._place, index):
+                    slots.cut_off(self._ip, index)
+            slots.wait_gone(self._ip, indexes)
 
     def _tell_failed(self, op: str, indexes: list[int], message: str) -> None:
         for index in indexes:

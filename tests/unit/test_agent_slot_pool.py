@@ -219,3 +219,28 @@ def test_a_kind_that_runs_dry_is_filled_before_all_else():
         assert pool.shortage == ""
 
     play(100, scene, Filling(refill_rate=1), TAP=50)
+
+
+def test_what_is_said_twice_is_taken_once_and_what_follows_is_read():
+    """A slot process that failed half-way may say more of an index than the pool asked."""
+
+    async def scene(pool, maker):
+        said = [
+            {"event": "failed", "index": 1, "op": "make", "message": "no room"},
+            {"event": "failed", "index": 1, "op": "make", "message": "no room"},
+            {"event": "ready", "slots": [[0, 100], [1, 101], [0, 100]], "us": 1},
+            {"event": "failed", "index": 0, "op": "make", "message": "no room"},
+            {"event": "failed", "index": 0, "op": "destroy", "message": "busy"},
+            {"event": "gone", "indexes": [0, 7, 1]},
+            {"event": "ready", "slots": [[2, 102]], "us": 1},
+        ]
+        maker.theirs.send(b"".join(json.dumps(one).encode() + b"\n" for one in said))
+        async with asyncio.timeout(60):
+            while pool.counts["ready"] < 2:
+                await asyncio.sleep(0.001)
+
+        assert pool.problem == "slots cannot be made: no room"
+        assert [place.index for place in pool.places()] == [0, 2]
+        assert (pool.counts["ready"], pool.counts["making"]) == (2, 0)
+
+    play(3, scene)
