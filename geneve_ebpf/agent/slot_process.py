@@ -106,7 +106,7 @@ class SlotMaker:
             if self._ear in heard:
                 self._listen()
             if self._agent in heard:
-                data = self._agent.recv(65536)
+                data = heard_from(self._agent)
                 if not data:
                     return
                 *lines, pending = (pending + data).split(b"\n")
@@ -259,8 +259,16 @@ class SlotMaker:
 
     def _tell(self, **event: object) -> None:
         # A dead agent has no use for it; the next read says that it is dead.
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._agent.sendall(json.dumps(event).encode() + b"\n")
+
+
+def heard_from(agent: socket.socket) -> bytes:
+    """What it has sent; nothing once it has hung up, be it with words of ours unread."""
+    try:
+        return agent.recv(65536)
+    except ConnectionResetError:
+        return b""
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from geneve_ebpf.agent.slot_process import SlotMaker
+from geneve_ebpf.agent.slot_process import SlotMaker, heard_from
 from geneve_ebpf.host import slots
 from geneve_ebpf.model import NodeSettings
 
@@ -65,3 +65,21 @@ def test_a_slot_that_the_maps_refuse_fails_alone(channel, tmp_path, monkeypatch)
     ]  # fmt: skip
     assert said[2]["slots"] == [[0, 100], [3, 103]]
     assert (known, dropped) == ([0, 3], [2])
+
+
+def test_an_agent_that_dies_with_words_unread_has_hung_up(channel):
+    """The kernel says ECONNRESET then, to the next one who reads or writes."""
+    ours, theirs = channel
+    maker = SlotMaker.__new__(SlotMaker)
+    maker._agent = theirs
+    maker._tell(event="gone", indexes=[1])
+    ours.close()
+
+    maker._tell(event="gone", indexes=[2])
+    assert heard_from(theirs) == b""
+
+    again, other = socket.socketpair()
+    with other:
+        other.send(b"unread")
+        again.close()
+        assert heard_from(other) == b""
