@@ -399,14 +399,27 @@ class Connection(asyncio.Protocol):
 
     async def _work(self, request: Request, awaitable: Awaitable[Answer], keep: bool) -> None:
         """Wait for one answer, then go through what has come in meanwhile."""
-        await self._deliver(request, await awaitable, keep)
-        while self._waiting:
-            request, keep = self._waiting.popleft()
-            answer = self._server.handler.handle(request)
-            if not isinstance(answer, Answer):
-                self._patient = isinstance(answer, Patient)
-                answer = await answer
-            await self._deliver(request, answer, keep)
+        try:
+            await self._deliver(request, await awaitable, keep)
+            while self._waiting:
+                request, keep = self._waiting.popleft()
+                answer = self._server.handler.handle(request)
+                if not isinstance(answer, Answer):
+                    self._patient = isinstance(answer, Patient)
+                    answer = await answer
+                await self._deliver(request, answer, keep)
+        except BaseException as error:
+            # Part of the answer may be out: a close in the middle is what says so.
+            self._waiting.clear()
+            self._working = None
+            self.close()
+            if not isinstance(error, Exception):
+                raise
+            self._server.log.defect(
+                "defect", error, method=request.method, target=request.target[:200],
+                uid=request.peer.uid, pid=request.peer.pid, trace=request.trace,
+            )  # fmt: skip
+            return
         self._working = None
         self._read_on_or_not()
         if self._refusal is not None:

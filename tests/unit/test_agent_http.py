@@ -22,12 +22,16 @@ LIMIT = 100_000
 
 
 class Echo:
-    """Answers with method, target and size of the body; /slow takes a moment."""
+    """Answers with method, target and size of the body; /slow takes a moment, others fail."""
 
     def handle(self, request):
         body = json.dumps([request.method, request.target, len(request.body)]).encode()
         if request.target == "/slow":
             return self.later(Answer(200, body))
+        if request.target == "/fails":
+            return self.failing()
+        if request.target == "/stream-fails":
+            return self.later(Answer(200, stream=self.parts()))
         if request.target == "/nothing":
             return Answer(204)
         return Answer(200, body)
@@ -35,6 +39,14 @@ class Echo:
     async def later(self, answer):
         await asyncio.sleep(0.05)
         return answer
+
+    async def failing(self):
+        await asyncio.sleep(0.05)
+        raise RuntimeError("this is a defect")
+
+    async def parts(self):
+        yield b"{}\n"
+        raise RuntimeError("this is a defect")
 
     def body_limit(self, target):
         return LIMIT
@@ -54,8 +66,8 @@ class Running:
     async def serve(self):
         self.stop = asyncio.Event()
         self.loop = asyncio.get_running_loop()
-        with open(os.devnull, "w") as nowhere:
-            self.server = Server(Echo(), Log(nowhere.fileno()), self.group)
+        with open(f"{self.path}.log", "w") as log:
+            self.server = Server(Echo(), Log(log.fileno()), self.group)
             listener = await self.loop.create_unix_server(self.server.connection, self.path)
             self.ready.set()
             await self.stop.wait()
@@ -335,3 +347,25 @@ def _status_as(path, gid, other_group):
     status = os.read(reader, 100)
     os.close(reader)
     return int(status or 0)
+
+
+@pytest.mark.parametrize("target", ["fails", "stream-fails"])
+def test_an_answer_that_fails_closes_its_connection_and_is_logged(running, connect, target):
+    """With what was asked after it; nothing waits for it when the server stops."""
+    connection = connect()
+    connection.sendall(b"GET /%b HTTP/1.1\r\n\r\nGET /after HTTP/1.1\r\n\r\n" % target.encode())
+
+    data = until_closed(connection)
+
+    assert data.endswith(b"3\r\n{}\n\r\n") if target == "stream-fails" else data == b""
+    with open(f"{running.path}.log") as log:
+        (line,) = log
+    assert f"level=error event=defect method=GET target=/{target}" in line
+    assert "RuntimeError: this is a defect" in line
+    assert not any(one.busy for one in list(running.server.connections))
+    assert bodies(ask_once(connect())) == [(200, ["GET", "/", 0])]
+
+
+def ask_once(connection):
+    connection.sendall(b"GET / HTTP/1.1\r\n" + CLOSE)
+    return until_closed(connection)
