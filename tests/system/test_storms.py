@@ -158,13 +158,15 @@ def test_what_is_late_is_not_done(bench):
     assert bench.attached() == {"patient"}
 
 
-def test_who_hangs_up_while_waiting_gets_nothing(bench):
+@pytest.mark.parametrize("mode", ["clone", "native"])
+def test_who_hangs_up_while_waiting_gets_nothing(bench, mode):
+    body = json.dumps({"vpc": "blue", "mode": mode}).encode()
     with bench.dry() as pour:
         with socket.socket(socket.AF_UNIX) as gone:
             gone.connect(str(bench.node.socket))
             gone.sendall(
                 b"PUT /v1/sandboxes/gone HTTP/1.1\r\nRequest-Timeout: 60\r\n"
-                b'Content-Length: 14\r\n\r\n{"vpc":"blue"}'
+                b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
             )
             assert eventually(lambda: bench.waiting() == 1)
         assert eventually(lambda: bench.waiting() == 0)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Iterator
 from functools import partial
@@ -130,19 +131,30 @@ class Sandboxes:
 
     # Not at once
 
-    async def _attach_native(self, request: Request, name: str, body: requests.Attach) -> Answer:
+    def _attach_native(
+        self, request: Request, name: str, body: requests.Attach
+    ) -> Awaitable[Answer]:
         """Answered when the sandbox has its own addresses, which may be netlink's matter."""
+        if prefers_async(request):
+            raise GeneveError(
+                Code.BAD_REQUEST,
+                "a native attach cannot be answered before it is done",
+                hint="leave Prefer: respond-async out",
+                field="mode",
+            )
+        answer = self._attach_as_wished(request, name, body)
+        if isinstance(answer, Answer):
+            return self._settled(request, name, answer)
+        return Patient(self._settled_in_turn(request, name, answer))
+
+    async def _settled_in_turn(self, request: Request, name: str, turn: Patient) -> Answer:
+        # Whose caller goes while it waits for a slot is not attached; once it is, it settles
+        # or is detached, whoever waits for that.
+        settling = self._settled(request, name, await turn)
+        return await asyncio.shield(asyncio.ensure_future(settling))
+
+    async def _settled(self, request: Request, name: str, answer: Answer) -> Answer:
         try:
-            if prefers_async(request):
-                raise GeneveError(
-                    Code.BAD_REQUEST,
-                    "a native attach cannot be answered before it is done",
-                    hint="leave Prefer: respond-async out",
-                    field="mode",
-                )
-            answer = self._attach_as_wished(request, name, body)
-            if not isinstance(answer, Answer):
-                answer = await answer
             if answer.status < 400:
                 await self._shared.node.settle(name, partial(self._detach, request))
         except BaseException as error:
