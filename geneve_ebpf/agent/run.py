@@ -18,11 +18,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -38,8 +39,9 @@ from geneve_ebpf.agent.http import CONNECTIONS_MAX, Server
 from geneve_ebpf.agent.latency import Recorder
 from geneve_ebpf.agent.later import Later
 from geneve_ebpf.agent.log import Log
-from geneve_ebpf.agent.notify import notify, watchdog_seconds
+from geneve_ebpf.agent.notify import notify, tell_watchdog, watchdog_seconds
 from geneve_ebpf.agent.operations import Operations
+from geneve_ebpf.agent.pace import every
 from geneve_ebpf.agent.queue import Queue
 from geneve_ebpf.agent.service import Node, closed
 from geneve_ebpf.agent.slot_pool import SlotPool
@@ -275,7 +277,7 @@ class _Agent:
         )
         if self._unseen:
             self._looking = asyncio.ensure_future(self._look_after(pool))
-        beats = [asyncio.ensure_future(each) for each in (self._beat(), self._look_for_activity())]
+        beats = [asyncio.ensure_future(each) for each in self._beats()]
         if os.isatty(2):
             beats.append(asyncio.ensure_future(progress.show(pool, log)))
         await self._stop.wait()
@@ -390,21 +392,18 @@ class _Agent:
         self._stop.set()
         return {"node": self._settings.name, "sandboxes": sandboxes, "slots": slots}
 
-    async def _look_for_activity(self) -> None:
-        node = self._node
-        while True:
-            await asyncio.sleep(activity.EVERY)
-            await node.activity.sweep(node.attachments(), node.__contains__)
+    def _beats(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What is due again and again."""
+        node, log = self._node, self._log
 
-    async def _beat(self) -> None:
-        """What is due every few seconds: the watchdog, and half-sent requests."""
+        def look_for_activity() -> Awaitable[None]:
+            return node.activity.sweep(node.attachments(), node.__contains__)
+
+        yield every(activity.EVERY, look_for_activity, log)
+        yield every(SWEEP_EVERY, self._server.sweep, log)
         watchdog = watchdog_seconds()
-        every = SWEEP_EVERY if watchdog is None else min(SWEEP_EVERY, watchdog)
-        while True:
-            await asyncio.sleep(every)
-            self._server.sweep()
-            if watchdog is not None:
-                notify("WATCHDOG=1")
+        if watchdog is not None:
+            yield every(min(SWEEP_EVERY, watchdog), tell_watchdog, log)
 
 
 @contextmanager
