@@ -264,6 +264,7 @@ class _Agent:
         listener = await loop.create_unix_server(
             self._server.connection, sock=listening, backlog=BACKLOG
         )
+        self._node.serving()
         gc.freeze()
         gc.set_threshold(*COLLECT)
         gc.enable()

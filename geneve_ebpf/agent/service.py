@@ -118,9 +118,15 @@ class Node:
         # Within one boot the maps last, and the file may lag behind them.
         if not same_boot or not slots:
             self.lost = [one for one in before if one.sandbox not in self._attachments]
-        self._attached_log.rewrite(self._attachments.values())
         if self._cordon_file.exists():
             self.refuses = cordoned
+
+    def serving(self) -> None:
+        """Who was lost can be asked for from here on; to be called before anybody attaches.
+
+        Until then the file has them, for the next agent if this one does not come so far.
+        """
+        self._attached_log.rewrite(self._attachments.values())
 
     # Sandboxes
 

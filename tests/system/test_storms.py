@@ -423,6 +423,11 @@ def test_what_a_reboot_ends_is_named_and_the_node_starts_clean(bench):
     down = geneve(bench.node, "node", "down", "--force", "--config", bench.node.config)
     assert down.returncode == 0
     record.write_text("\n".join(["another-boot", *before[1:]]) + "\n")
+    # The first agent does not come so far as to tell anybody.
+    in_the_way = Path(bench.node.directory, "run", "node1", "api.sock")
+    in_the_way.mkdir(parents=True)
+    assert geneve(bench.node, "agent", "run", "--config", bench.node.config).returncode != 0
+    in_the_way.rmdir()
 
     bench.lab.start_agent(bench.node)
     bench.lab.wait_ready(bench.node)
