@@ -16,6 +16,7 @@ import asyncio
 import json
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -100,7 +101,7 @@ class SlotPool:
         self.min_ready = min(filling.min_ready, target)
         self._low = target // 4 if filling.low_watermark is None else filling.low_watermark
         self._rate = filling.refill_rate
-        self._begun = False  # min_ready was reached
+        self._begun = False  # min_ready was reached, as `_look` saw
         kept = (kind for kind, number in targets.items() if number)
         self._default_kind = next(kept, SlotKind.NAMESPACE)
         self.directory = directory
@@ -122,7 +123,7 @@ class SlotPool:
         self._counts = dict.fromkeys(Phase, 0)
         self._free: list[int] = []  # heap of indexes below _next
         self._next = 0
-        self._to_destroy: list[int] = []
+        self._to_destroy: deque[int] = deque()  # who waits longest goes first
         self._ordered_making: set[int] = set()
         self._ordered_destroying: set[int] = set()
         self._numbers: dict[int, list[str]] = {}  # of native namespaces, by slot
@@ -145,11 +146,8 @@ class SlotPool:
     def shortage(self) -> str:
         """Why the pool serves nobody yet, or nobody any more; "" if it does."""
         ready = self._counts[Phase.READY]
-        if not self._begun:
-            taken = self._counts[Phase.RESERVED] + self._counts[Phase.ATTACHED]
-            if 0 < ready + taken < self.min_ready:
-                return f"{ready} of the first {self.min_ready} slots are ready"
-            self._begun = ready + taken > 0 or not self.min_ready
+        if not self._begun and 0 < self._served() < self.min_ready:
+            return f"{ready} of the first {self.min_ready} slots are ready"
         if not ready and self.target:
             return "no slot is ready"
         for kind, target in self.targets.items():
@@ -332,6 +330,12 @@ class SlotPool:
         place.phase = phase
         self._count(place, 1)
 
+    def _served(self) -> int:
+        """Slots that are ready, reserved or attached."""
+        return sum(
+            self._counts[phase] for phase in (Phase.READY, Phase.RESERVED, Phase.ATTACHED)
+        )
+
     def _count(self, place: Place, more: int) -> None:
         self._counts[place.phase] += more
         if place.phase is Phase.READY:
@@ -358,6 +362,8 @@ class SlotPool:
 
     def _look(self) -> None:
         """Give what is ready to who waits; order what is missing, as far as it is time for it."""
+        if not self._begun:
+            self._begun = self._served() >= max(1, self.min_ready)
         self.on_ready()
         channel = self._channel
         if channel is None or self._stopped:
@@ -376,7 +382,8 @@ class SlotPool:
             self._ordered_making.add(index)
             make[kind].append(index)
         space = max(0, room - len(self._ordered_destroying))
-        destroy = [self._to_destroy.pop() for _ in self._to_destroy[:space]]
+        waiting = self._to_destroy
+        destroy = [waiting.popleft() for _ in range(min(space, len(waiting)))]
         self._ordered_destroying.update(destroy)
         for kind, indexes in make.items():
             for start in range(0, len(indexes), BATCH):

@@ -118,6 +118,8 @@ def test_while_attaches_come_in_slots_are_made_by_fours():
 
         assert all(len(some) <= BATCH_SMALL for _, some in maker.orders[:6])
         assert {op for op, _ in maker.orders[:6]} == {"make", "destroy"}
+        destroyed = [index for op, some in maker.orders if op == "destroy" for index in some]
+        assert destroyed == list(range(len(destroyed)))  # who waits longest goes first
 
     play(100, scene, Filling(refill_rate=100))
 
@@ -166,7 +168,7 @@ def test_a_node_is_ready_with_its_first_slots(min_ready, said):
         await maker.obey_until(lambda: pool.counts["ready"] >= BATCH)
 
         assert pool.counts["ready"] == BATCH
-        assert pool.shortage == said
+        assert [pool.shortage, pool.shortage] == [said, said]  # asking changes nothing
 
         await maker.obey_until(lambda: pool.counts["ready"] == 100)
         assert pool.shortage == ""
