@@ -204,6 +204,11 @@ class Operations:
         self.counts[State.FAILED] -= 1
         del self._operations[operation.id]
 
+    def has_failed(self, operation: Operation) -> bool:
+        """Whether it is still there, and failed."""
+        known = self._operations.get(operation.id) is operation
+        return known and operation.state is State.FAILED
+
     def require_failed(self, operation: Operation) -> None:
         """Raise OPERATION_STATE if it has not failed: the others need neither."""
         if operation.state is not State.FAILED:

@@ -189,6 +189,10 @@ class SlotPool:
             )
         return place
 
+    def __contains__(self, place: object) -> bool:
+        """Is this very slot still there?"""
+        return isinstance(place, Place) and self._places.get(place.index) is place
+
     def netns(self, place: Place) -> str | None:
         """Path of the slot's namespace; None if it is the node's."""
         if place.kind is SlotKind.HOST_TAP:
@@ -332,9 +336,7 @@ class SlotPool:
 
     def _served(self) -> int:
         """Slots that are ready, reserved or attached."""
-        return sum(
-            self._counts[phase] for phase in (Phase.READY, Phase.RESERVED, Phase.ATTACHED)
-        )
+        return sum(self._counts[phase] for phase in (Phase.READY, Phase.RESERVED, Phase.ATTACHED))
 
     def _count(self, place: Place, more: int) -> None:
         self._counts[place.phase] += more

@@ -89,7 +89,9 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def drop(self, data):
         operation = data.draw(st.sampled_from(self.failed))
+        assert self.all.has_failed(operation)
         self.all.drop(operation)
+        assert not self.all.has_failed(operation)
         self.failed.remove(operation)
         with pytest.raises(GeneveError):
             self.all.get(operation.id)
@@ -98,6 +100,7 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_pending_one_is_neither_retried_nor_dropped(self, data):
         operation = data.draw(st.sampled_from(self.pending))
+        assert not self.all.has_failed(operation)
         for change in (self.all.retry, self.all.drop):
             with pytest.raises(GeneveError) as refused:
                 change(operation)

@@ -20,6 +20,7 @@ from geneve_ebpf.agent.api.call import (
 )
 from geneve_ebpf.agent.http import Answer, Patient
 from geneve_ebpf.agent.operations import Operation, State
+from geneve_ebpf.agent.pace import Pace
 from geneve_ebpf.errors import Code, GeneveError
 
 WAIT_MAX = 3600.0  # seconds
@@ -72,18 +73,32 @@ class OperationPaths:
         await self._shared.later.ended(operation, seconds)
         return _answer(operation)
 
-    def _retry(self, call: Call) -> Answer:
-        chosen = self._chosen(call)
-        for one in chosen:
+    async def _retry(self, call: Call) -> Answer:
+        def retry(one: Operation) -> None:
             self._shared.later.operations.retry(one)
             self._start(one)
-        return self._told(call, "retried", chosen)
 
-    def _drop(self, call: Call) -> Answer:
-        chosen = self._chosen(call)
-        for one in chosen:
-            self._shared.later.operations.drop(one)
-        return self._told(call, "dropped", chosen)
+        return await self._change(call, "retried", retry)
+
+    async def _drop(self, call: Call) -> Answer:
+        return await self._change(call, "dropped", self._shared.later.operations.drop)
+
+    async def _change(self, call: Call, what: str, change: Callable[[Operation], object]) -> Answer:
+        """Change what the body names, in short pieces of work, and say what was changed."""
+        pace = Pace()
+        names = []
+        for one in self._chosen(call):
+            if self._shared.later.operations.has_failed(one):  # else another call was faster
+                change(one)
+                names.append(one.id)
+            await pace.breathe()
+        if names:
+            self._shared.happened(
+                call.request, f"operations-{what}", {"operations": names, "status": 200}
+            )
+        return json_answer(
+            200, {"schema": schema("operations-changed"), "operations": names}, told=bool(names)
+        )
 
     def _chosen(self, call: Call) -> list[Operation]:
         """What the body names: all of it failed, or nothing is done."""
@@ -102,16 +117,6 @@ class OperationPaths:
         for one in chosen:
             operations.require_failed(one)
         return chosen
-
-    def _told(self, call: Call, what: str, chosen: list[Operation]) -> Answer:
-        names = [one.id for one in chosen]
-        if names:
-            self._shared.happened(
-                call.request, f"operations-{what}", {"operations": names, "status": 200}
-            )
-        return json_answer(
-            200, {"schema": schema("operations-changed"), "operations": names}, told=bool(names)
-        )
 
 
 def operation_json(operation: Operation) -> Json:

@@ -7,7 +7,17 @@ from functools import partial
 
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import Json, schema, slot_json
-from geneve_ebpf.agent.api.call import Call, Failure, Shared, Table, json_answer, timeout_of
+from geneve_ebpf.agent.api.call import (
+    Call,
+    Failure,
+    Shared,
+    Table,
+    encode,
+    encoded,
+    json_answer,
+    list_body,
+    timeout_of,
+)
 from geneve_ebpf.agent.http import Answer, Patient, Request
 from geneve_ebpf.agent.slot_pool import Place
 from geneve_ebpf.model import SlotKind
@@ -28,16 +38,15 @@ class Slots:
             "/v1/slots/{name}": {"DELETE": (self._release,)},
         }
 
-    def _list_slots(self, call: Call) -> Answer:
+    async def _list_slots(self, call: Call) -> Answer:
         pool = self._shared.node.pool
-        return json_answer(
-            200,
-            {
-                "schema": schema("slots"),
-                "slots": [slot_json(pool, place) for place in pool.places()],
-                "counts": pool.counts,
-            },
+        texts = (
+            encode(slot_json(pool, place)).decode()
+            for place in pool.places()
+            if place in pool  # not destroyed while the ones before it were written
         )
+        body = list_body(schema("slots"), "slots", await encoded(texts))
+        return Answer(200, b'%b,"counts":%b}' % (body[:-1], encode(pool.counts)))
 
     def _reserve(self, call: Call) -> Answer | Patient:
         kind = requests.RESERVE(call.request.body).kind if call.request.body else None
