@@ -25,12 +25,11 @@ from geneve_ebpf.host import messages
 from geneve_ebpf.host.netlink import RouteSocket
 
 _SIOCETHTOOL = 0x8946
-_SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFINDEX = 0x8913, 0x8921, 0x8933
-_ETHTOOL_GLINK = 0x0A
+_SIOCGIFMTU, _SIOCGIFINDEX = 0x8921, 0x8933
 _ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO = 0x1B, 0x37
 _ETHTOOL_GFEATURES, _ETHTOOL_SFEATURES = 0x3A, 0x3B
 _FEATURE_NAMES, _NAME_SIZE = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
-_IFF_UP, _IFF_RUNNING = 0x1, 0x40
+_IFF_UP = 0x1
 
 
 def index_of(ip: IPRoute, name: str) -> int:
@@ -241,24 +240,23 @@ def index_by_name(door: RouteSocket, name: str) -> int:
     return int(struct.unpack_from("i", answer, 16)[0])
 
 
-def wait_running(door: RouteSocket, name: str, patience: float = 1.0) -> None:
-    """Return once an interface that is up transmits, `patience` seconds at most.
+def wait_transmits(door: RouteSocket, index: int, patience: float = 10.0) -> None:
+    """Return once an interface that is up transmits. Raises TimeoutError after `patience` seconds.
 
-    A veth whose peer came up after it has its carrier at once, but drops what
-    is sent until the kernel's link watch has come round, a moment later.
+    A veth whose peer came up after it has its carrier at once, but silently
+    throws away what is sent until the kernel's link watch has come round and
+    given it its queue. That is a moment later, or on a busy machine a second:
+    it has turns, and waits for RTNL. The operational state becomes "up" in the
+    same turn, under RTNL as our question. IFF_RUNNING does not say it: that is
+    set of a link which no link watch has ever looked at. Where asking makes the
+    kernel do this link's watch at once (since 6.8) the first answer is the last.
     """
-    if _flags(door, name) & _IFF_RUNNING:
-        return
     end = time.monotonic() + patience
-    # Asking for the link makes the kernel do its link watch now (since 6.8).
-    _ioctl(door, name, struct.pack("<II", _ETHTOOL_GLINK, 0))  # struct ethtool_value
-    while not _flags(door, name) & _IFF_RUNNING and time.monotonic() < end:
+    question = messages.link(index)
+    while not messages.link_is_operating(door.get_bytes(question)):
+        if time.monotonic() > end:
+            raise TimeoutError(errno.ETIMEDOUT, "the interface is up, but does not transmit")
         time.sleep(0.0002)
-
-
-def _flags(door: RouteSocket, name: str) -> int:
-    answer = fcntl.ioctl(door, _SIOCGIFFLAGS, struct.pack("16sH22x", name.encode(), 0))
-    return int(struct.unpack_from("H", answer, 16)[0])
 
 
 def _ioctl(door: RouteSocket, name: str, argument: bytes) -> bytes:

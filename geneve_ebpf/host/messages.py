@@ -17,6 +17,8 @@ Address = IPv4Address | IPv6Address
 LINKS, ADDRESSES6 = 0x1, 0x100
 
 _NEWLINK, _DELLINK, _SETLINK, _NEWADDR, _NEWROUTE, _NEWNEIGH = 16, 17, 19, 20, 24, 28
+_GETLINK, _IFLA_OPERSTATE, _IFLA_EXT_MASK = 18, 16, 29
+_RTEXT_FILTER_SKIP_STATS, _IF_OPER_UP = 0x8, 6
 _NEWQDISC, _GETQDISC, _DELADDR = 36, 38, 21
 _CREATE = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
@@ -121,6 +123,13 @@ def link_mtu(index: int, mtu: int) -> Request:
     return _set_link(index, 0, 0, _attribute(_IFLA_MTU, struct.pack("=I", mtu)))
 
 
+def link(index: int) -> Request:
+    """Asks about a link; the answer is for `link_name` and `link_is_operating`."""
+    head = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
+    no_numbers = struct.pack("=I", _RTEXT_FILTER_SKIP_STATS)
+    return Request(_GETLINK, 0, head + _attribute(_IFLA_EXT_MASK, no_numbers))
+
+
 def link_remove(index: int) -> Request:
     """Delete an interface, and its peer. 20 to 40 ms of RTNL."""
     return Request(_DELLINK, 0, struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0))
@@ -156,6 +165,11 @@ def link_name(notification: bytes) -> str:
     """The name of the interface that a notification of group LINKS is about."""
     name = attributes(notification, 16).get(_IFLA_IFNAME, b"")  # behind struct ifinfomsg
     return name.rstrip(b"\0").decode(errors="replace")
+
+
+def link_is_operating(answer: bytes) -> bool:
+    """Whether the link's state is "up". Not so "unknown", which it is before anybody looked."""
+    return attributes(answer, 16)[_IFLA_OPERSTATE][0] == _IF_OPER_UP
 
 
 def no_link_local(index: int) -> Request:

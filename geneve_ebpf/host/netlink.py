@@ -163,9 +163,17 @@ class RouteSocket:
         All: a dump goes on only as it is read, and until its end the kernel refuses
         another one on the socket (EBUSY).
         """
+        return self._bodies(request, _NLM_F_DUMP)
+
+    def get_bytes(self, request: Request) -> bytes:
+        """Send a request about one thing; its answer's body as it is. Raises OSError."""
+        (body,) = self._bodies(request, _NLM_F_ACK)
+        return body
+
+    def _bodies(self, request: Request, flags: int) -> list[bytes]:
         bodies: list[bytes] = []
         self._sequence += 1
-        flags = request.flags | _NLM_F_REQUEST | _NLM_F_DUMP
+        flags |= request.flags | _NLM_F_REQUEST
         size = _HEADER.size + len(request.body)
         self._socket.send(
             _HEADER.pack(size, request.kind, flags, self._sequence, 0) + request.body

@@ -159,7 +159,8 @@ class NamespaceKind:
 
     def settle(self, place: Place, draft: Draft) -> None:
         """eth0 was up before its peer: its first frames must not be lost."""
-        links.wait_running(draft.socket(), GUEST_INTERFACE)
+        inside = draft.socket()
+        links.wait_transmits(inside, links.index_by_name(inside, GUEST_INTERFACE))
 
 
 NAMESPACE = NamespaceKind()
