@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import pytest
 from geneve_ebpf.host import namespaces, slots
 from geneve_ebpf.host.netlink import RouteSocket
 from geneve_ebpf.host.settings import Settings
-from tests.nodes import Bed, Node, inside, run, socket_in
+from geneve_ebpf.host.slots.kinds import NamespaceKind
+from tests.nodes import Bed, Node, eventually, inside, run, socket_in
 
 pytestmark = pytest.mark.kernel
 
@@ -121,3 +123,30 @@ def test_the_first_frame_out_of_a_slot_passes(node: Node) -> None:
         node.bed.clear()
 
 
+
+
+class Spoiled(NamespaceKind):
+    """Fails for each, and the first one's namespace is kept at its place by somebody else."""
+
+    def furnish(self, place: slots.Place, draft: slots.Draft) -> None:
+        if draft.index == 0:
+            run("mount", "--bind", place.netns(0), place.netns(0))
+        raise OSError("spoiled")
+
+
+def test_what_cannot_be_undone_of_one_slot_keeps_no_other(node: Node) -> None:
+    """No namespace, interface or descriptor of the others stays, and each says why it failed."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+
+    made = make_at_once(node, Spoiled())
+
+    try:
+        assert [str(draft.error) for draft in made[1:]] == ["spoiled"] * (SLOTS - 1)
+        assert "spoiled; and it cannot be undone" in str(made[0].error)
+        assert os.listdir(node.place.directory) == ["slot-0"]
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+    finally:
+        namespaces.remove(node.place.netns(0))
+    with namespaces.entering(node.netns):
+        assert eventually(lambda: all(slots.gone(draft.index) for draft in made))
+    node.bed.clear()

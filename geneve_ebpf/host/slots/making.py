@@ -66,7 +66,15 @@ def make_many(
             if draft.namespace >= 0:
                 os.close(draft.namespace)
             if draft.error is not None or not done:
-                _undo(door, place, draft)
+                try:
+                    _undo(door, place, draft)
+                except OSError as error:
+                    # The others are undone all the same; whoever makes this slot next, or the
+                    # next slot process, drops what is there under its number.
+                    draft.error = OSError(
+                        error.errno,
+                        f"{draft.error or 'it was not made'}; and it cannot be undone: {error}",
+                    )
     return drafts
 
 
