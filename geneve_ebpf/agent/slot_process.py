@@ -40,7 +40,7 @@ import socket
 import sys
 import time
 from dataclasses import asdict, replace
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from geneve_ebpf.dataplane import DataPlane, facts, splice_program
@@ -50,7 +50,7 @@ from geneve_ebpf.host import messages, namespaces, slots
 from geneve_ebpf.host.netlink import IPRoute, NetlinkError, RouteSocket
 from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.loader.bpf import quiesce
-from geneve_ebpf.model import NodeSettings, SlotState
+from geneve_ebpf.model import AddressMode, NodeSettings, SlotKind, SlotState
 
 _VANISH_PATIENCE = 2.0  # seconds until a namespace that lingers loses its interface
 _ROUND = 60.0  # seconds of rest between looks for slots that were lost
@@ -150,10 +150,19 @@ class SlotMaker:
     def _resize_some(self) -> None:
         for index in self._to_resize[:_RESIZE_AT_ONCE]:
             try:
-                slots.resize(self._place, index)
+                slots.resize(self._place, index, self._address6(index))
             except OSError:  # somebody took it apart, or the kernel had no memory just now
                 self._to_resize_later.add(index)
         del self._to_resize[:_RESIZE_AT_ONCE]
+
+    def _address6(self, index: int) -> IPv6Address | None:
+        """What eth0 of a slot has of IPv6; None where a machine or IPv4 alone is in there."""
+        if self._plane.slot(index).kind is not SlotKind.NAMESPACE:
+            return None
+        held = self._plane.attachment(index)
+        if held is not None and held.mode is AddressMode.NATIVE:
+            return held.endpoint.address6
+        return self._place.guest.address6
 
     def _look_for_lost(self) -> None:
         self._to_resize, self._to_resize_later = sorted(self._to_resize_later), set()

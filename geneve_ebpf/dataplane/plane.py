@@ -255,19 +255,24 @@ class DataPlane:
             self._endpoints.remove(EndpointKey(binding.vni, Address.of(address)))
         return self.counters(slot)
 
+    def attachment(self, slot: int) -> Attachment | None:
+        """Who is attached to a slot."""
+        binding = self._bindings.copy(slot)
+        if not binding.generation:
+            return None
+        return Attachment(
+            binding.sandbox.decode(),
+            slot,
+            _endpoint_of(binding),
+            binding.generation,
+            binding.attached_at / 1e9,
+            AddressMode.NATIVE if binding.native else AddressMode.CLONE,
+        )
+
     def attachments(self) -> Iterator[Attachment]:
         """Every attached sandbox, from the maps alone."""
-        for slot in self.slots():
-            binding = self._bindings.copy(slot.index)
-            if binding.generation:
-                yield Attachment(
-                    binding.sandbox.decode(),
-                    slot.index,
-                    _endpoint_of(binding),
-                    binding.generation,
-                    binding.attached_at / 1e9,
-                    AddressMode.NATIVE if binding.native else AddressMode.CLONE,
-                )
+        found = (self.attachment(slot.index) for slot in self.slots())
+        return (one for one in found if one is not None)
 
     def departed(self) -> Iterator[tuple[str, Endpoint]]:
         """Sandboxes that were detached and whose slots are still there: name and endpoint."""
@@ -295,13 +300,15 @@ class DataPlane:
 
     # -- slots
 
+    def slot(self, index: int) -> Slot:
+        """One slot, with its state."""
+        binding = self._bindings.copy(index)
+        state, kind = SlotState(binding.state), _SLOT_KINDS[binding.kind]
+        return Slot(index, binding.ifindex, state, kind)
+
     def slots(self) -> Iterator[Slot]:
         """Every slot there is, with its state."""
-        for _, value in sorted(self._slots_by_ifindex.items(), key=lambda item: item[1].value):
-            binding = self._bindings.copy(value.value)
-            yield Slot(
-                value.value, binding.ifindex, SlotState(binding.state), _SLOT_KINDS[binding.kind]
-            )
+        return (self.slot(i) for i in sorted(v.value for _, v in self._slots_by_ifindex.items()))
 
     def add_slot(self, index: int, ifindex: int, kind: SlotKind = SlotKind.NAMESPACE) -> None:
         """A slot was made: it becomes READY. For the process that makes slots."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from geneve_ebpf.host import namespaces, taps
-from lab.network import Lab, Node, inside
+from lab.network import Lab, Node, inside, run
 from tests.api import Agent, children, kill_slot_process
 from tests.command import asked, geneve, new_lab, refused
 from tests.nodes import eventually, ping, socket_in
@@ -207,6 +208,36 @@ def test_a_native_namespace_has_its_vpc_address(lab: Lab, node: Node, far: dict[
         assert door.getsockname()[0] == address
     assert "timing_ns" not in asked(node, "attach", "web", "--vpc", "blue", "--mode", "native")
     assert refused(node, "attach", "web", "--vpc", "blue", "--mode", "clone")[1] == "sandbox_exists"
+
+
+def test_what_a_tiny_wire_costs_is_given_back_to_each_as_its_own(lab: Lab, node: Node) -> None:
+    """Below 1280 bytes eth0 loses its IPv6 address. Who is native has one of the VPC's, or none;
+    whose kernel is a machine's has none on the host."""
+    spans = (("10.5.0.0/16", {"node1": "10.5.1.0/24"}), ("fd05::/48", {"node1": "fd05:0:0:1::/64"}))
+    lab.connect("wide", 43, *spans)
+    native = ("--vpc", "wide", "--mode", "native", "--address")
+    both = asked(node, "attach", "both", *native, "10.5.1.9", "--address", "fd05:0:0:1::9")
+    old = asked(node, "attach", "old", *native, "10.5.1.10")
+    clone = asked(node, "attach", "clone", "--vpc", "wide")
+    vm = asked(node, "attach", "vm", "--vpc", "wide", "--kind", "tap")
+
+    def eth0(own: dict[str, Any]) -> tuple[int, list[str]]:
+        words = inside(Path(own["slot"]["netns"]), "ip", "-j", "address", "show", "dev", "eth0")
+        (shown,) = json.loads(run(*words))
+        six = [one["local"] for one in shown["addr_info"] if one["family"] == "inet6"]
+        return shown["mtu"], six
+
+    wide = eth0(both)[0]
+    expected = [(both, ["fd05:0:0:1::9"]), (old, []), (clone, [clone["guest"]["address6"]]),
+                (vm, [])]  # fmt: skip
+    try:
+        run("ip", "-n", node.namespace, "link", "set", "uplink0", "mtu", 1300)
+        assert eventually(lambda: all(eth0(own) == (1250, []) for own, _ in expected))
+    finally:
+        run("ip", "-n", node.namespace, "link", "set", "uplink0", "mtu", 1500)
+    assert eventually(lambda: [eth0(own) for own, _ in expected] == [
+        (wide, six) for _, six in expected
+    ])  # fmt: skip
 
 
 def test_a_native_attach_waits_for_a_slot_process_that_died(lab: Lab, node: Node) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Collection, Iterable, Iterator
+from ipaddress import IPv6Address
 
 from geneve_ebpf.host import links, messages, namespaces
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
@@ -34,15 +35,15 @@ def lost(indexes: Iterable[int]) -> Iterator[int]:
     return (index for index in indexes if gone(index))
 
 
-def resize(place: Place, index: int) -> bool:
+def resize(place: Place, index: int, address6: IPv6Address | None) -> bool:
     """Give a slot's eth0 the place's MTU, whoever is in there; False if the slot is not there.
 
-    Nobody's connection notices more than the size. An IPv6 address that a tiny
-    MTU cost is given back.
+    Nobody's connection notices more than the size. address6: what the kernel
+    has of IPv6 on eth0, if it has; it is given back when a tiny MTU cost it.
     """
     try:
         with namespaces.visiting(place.netns(index)):
-            _resize(place)
+            _resize(place, address6)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -53,14 +54,15 @@ def resize(place: Place, index: int) -> bool:
     return True
 
 
-def _resize(place: Place) -> None:
+def _resize(place: Place, address6: IPv6Address | None) -> None:
     before = links.mtu_by_name(GUEST_INTERFACE)
     if before == place.mtu:
         return
     with RouteSocket() as inside:
         eth0 = links.index_by_name(inside, GUEST_INTERFACE)
         requests = [messages.link_mtu(eth0, place.mtu)]
-        if before < IPV6_MTU_MIN <= place.mtu and links.believe_no_router("default"):
-            requests += [messages.address(eth0, place.guest.address6)]
-            requests += routes6(place.guest, eth0)
+        # Also where nobody wants an address: IPv6 would come back with one of the link's.
+        again = before < IPV6_MTU_MIN <= place.mtu and links.believe_no_router("default")
+        if again and address6 is not None:
+            requests += [messages.address(eth0, address6), *routes6(place.guest, eth0)]
         inside.tell_all(requests)
