@@ -219,7 +219,11 @@ def error_from_json(answer: dict[str, Any], status: int = 500) -> GeneveError:
     """The `GeneveError` that `as_json` wrote. A code we do not know becomes INTERNAL."""
     error = answer.get("error")
     if not isinstance(error, dict):
-        return GeneveError(Code.INTERNAL, f"the agent answered {status} without saying why")
+        return GeneveError(
+            Code.INTERNAL,
+            f"the agent answered {status} without saying why",
+            hint="its log may say more; is that socket the agent's?",
+        )
     slug = str(error.get("code", ""))
     message = str(error.get("message", ""))
     code = _CODES.get(slug)

@@ -82,7 +82,11 @@ def read(path: Path) -> list[Histogram]:
     except FileNotFoundError:
         content = MAGIC + bytes(SIZE - len(MAGIC))
     if len(content) != SIZE or not content.startswith(MAGIC):
-        raise GeneveError(Code.INTERNAL, f"{path} is not a latency file of this version")
+        raise GeneveError(
+            Code.INTERNAL,
+            f"{path} is not a latency file of this version",
+            hint="start the agent again: it begins a new one",
+        )
     words = memoryview(content)[len(MAGIC) :].cast("Q")
     histograms = []
     for number, (stage, result) in enumerate((s, r) for s in STAGES for r in RESULTS):

@@ -101,7 +101,9 @@ def facts(run_directory: Path) -> Facts:
         return Facts(**json.loads((run_directory / "facts.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise GeneveError(
-            Code.NODE_SETUP, f"the node at {run_directory} is not up: {error}"
+            Code.NODE_SETUP,
+            f"the node at {run_directory} is not up: {error}",
+            hint="start the agent: geneve-ebpf agent run --config FILE",
         ) from None
 
 

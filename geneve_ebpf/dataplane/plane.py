@@ -247,7 +247,10 @@ class DataPlane:
         word = slot * self._words_per_row
         if not 0 <= slot < self._bindings.max_entries or not self._words[word]:
             raise GeneveError(
-                Code.SLOT_NOT_FOUND, f"no sandbox is attached to slot-{slot}", field="slot"
+                Code.SLOT_NOT_FOUND,
+                f"no sandbox is attached to slot-{slot}",
+                hint="geneve-ebpf list",
+                field="slot",
             )
         binding = self._bindings.copy(slot)
         self._words[word] = 0
