@@ -275,6 +275,22 @@ def test_a_request_with_a_key_is_carried_out_once(bench):
     assert (status, answer["error"]["code"]) == (422, "key_reused")
 
 
+def test_a_whole_state_with_a_key_is_applied_once(bench):
+    """Of more than a mebibyte: told apart by all of its body, the last octet too."""
+    state = json.dumps({"vpcs": VPCS}).encode().ljust(2 << 20)
+    revisions = []
+    for body, status, replayed in (
+        (state, 200, None), (state, 200, "true"), (state + b" ", 422, None)
+    ):  # fmt: skip
+        connection = bench.agent._connection
+        connection.request("PUT", "/v1/state", body, {"Idempotency-Key": "state"})
+        answer = connection.getresponse()
+        revisions.append(json.loads(answer.read()).get("revision"))
+        assert (answer.status, answer.headers.get("Idempotency-Replayed")) == (status, replayed)
+
+    assert revisions[0] == revisions[1] == bench.must("GET", "/v1/state")["revision"]
+
+
 def test_a_request_with_a_key_that_is_under_way_is_not_done_twice(bench):
     key = {"Idempotency-Key": "two", "Request-Timeout": "60"}
     with bench.dry() as pour:

@@ -93,10 +93,24 @@ class Api:
 
     def _once(self, request: Request) -> Answer | Awaitable[Answer]:
         """Do a request that may come again, or answer as it was answered before."""
+        if len(request.body) > BODY_MAX:
+            return self._once_digested(request)
+        return self._once_as(request, _digest(request.body))
+
+    async def _once_digested(self, request: Request) -> Answer:
+        # Beside the loop: a whole state takes a tenth of a second and more.
+        try:
+            body = await asyncio.to_thread(_digest, request.body)
+        except BaseException as error:
+            return self._failure(request, error)
+        answer = self._once_as(request, body)
+        return answer if isinstance(answer, Answer) else await answer
+
+    def _once_as(self, request: Request, body: bytes) -> Answer | Awaitable[Answer]:
+        """body: the digest of it."""
         try:
             text = read_key(request.fields[IDEMPOTENCY_KEY])
             key = (request.peer.uid, text)
-            body = blake2b(request.body, digest_size=16).digest()
             before = self._keys.begin(key, (request.method, request.target, body))
         except GeneveError as error:
             return self._failure(request, error)
@@ -195,3 +209,7 @@ class Api:
             trace=request.trace,
             **why,
         )
+
+
+def _digest(body: bytes) -> bytes:
+    return blake2b(body, digest_size=16).digest()
