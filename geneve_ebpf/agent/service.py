@@ -39,6 +39,7 @@ from geneve_ebpf.model import (
     parse_name,
 )
 
+GENERATIONS = 1 << 20  # for each second of the clock: below 2^53, as JSON's readers need, till 2242
 SETTLE_SECONDS = 10.0  # until a slot process that says nothing is taken for one that cannot
 
 
@@ -115,6 +116,7 @@ class Node:
                 "adopted", sandboxes=len(self._attachments), slots=slots, cut_short=cut_short
             )
         same_boot, before = self._attached_log.read()
+        self.dataplane.count_on_from(first_generation(time.time(), self._attached_log.generation))
         # Within one boot the maps last, and the file may lag behind them.
         if not same_boot or not slots:
             self.lost = [one for one in before if one.sandbox not in self._attachments]
@@ -126,7 +128,7 @@ class Node:
 
         Until then the file has them, for the next agent if this one does not come so far.
         """
-        self._attached_log.rewrite(self._attachments.values())
+        self._attached_log.rewrite(self._attachments.values(), self.dataplane.generation)
 
     # Sandboxes
 
@@ -329,7 +331,7 @@ class Node:
     def _write_attached(self) -> None:
         self._attached_log.flush()
         if self._attached_log.full:
-            self._attached_log.rewrite(self._attachments.values())
+            self._attached_log.rewrite(self._attachments.values(), self.dataplane.generation)
 
     def count(self) -> int:
         """How many sandboxes are attached."""
@@ -482,6 +484,15 @@ class Node:
                 hint="detach it first, or choose another name",
                 details=details,
             )
+
+
+def first_generation(now: float, known: int) -> int:
+    """What a node's new maps begin to count at, so that no generation is given twice.
+
+    now: seconds since the epoch; no node attaches GENERATIONS times a second, so all that was
+    given before is below. known: the highest on file, which may lag, for a clock that went back.
+    """
+    return max(int(now) * GENERATIONS, known + GENERATIONS if known else 0)
 
 
 def _other_kind(place: Place, wanted: SlotKind) -> GeneveError:

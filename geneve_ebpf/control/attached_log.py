@@ -4,7 +4,7 @@
 The maps are the record of what is attached, and end with the kernel. This is a
 file of lines in the state directory, appended to behind the answers and never
 synced: after a power cut the last ones may be missing. Its first line names the
-boot that the others are of.
+boot that the others are of, its second the last generation given before them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class AttachedLog:
         self._lines = 0
         self._unwritten: list[Attachment | str] = []  # the latter was detached
         self.full = False  # it is time for `rewrite`
+        self.generation = 0  # the highest that `read` found
 
     def read(self) -> tuple[bool, list[Lost]]:
         """Whether the file is of this boot, and who was attached by its word."""
@@ -53,6 +54,9 @@ class AttachedLog:
         attached: dict[str, Lost] = {}
         for line in lines:
             match line.split(" "):
+                case ["^", generation]:
+                    with contextlib.suppress(ValueError):
+                        self.generation = max(self.generation, int(generation))
                 case ["+", sandbox, vni, addresses, slot, generation]:
                     with contextlib.suppress(ValueError):
                         attached[sandbox] = Lost(
@@ -62,6 +66,7 @@ class AttachedLog:
                             int(slot),
                             int(generation),
                         )
+                        self.generation = max(self.generation, attached[sandbox].generation)
                 case ["-", sandbox]:
                     attached.pop(sandbox, None)
         return boot == self._boot, list(attached.values())
@@ -83,9 +88,12 @@ class AttachedLog:
                 os.write(self._descriptor, text.encode())
         self.full = self._lines >= LINES_MAX
 
-    def rewrite(self, attachments: Iterable[Attachment]) -> None:
-        """Replace the file's content, or leave it be where there is no room for a new one."""
-        lines = [f"{self._boot}\n", *map(_line, attachments)]
+    def rewrite(self, attachments: Iterable[Attachment], generation: int) -> None:
+        """Replace the file's content, or leave it be where there is no room for a new one.
+
+        generation: the last one given, be it to somebody who is detached.
+        """
+        lines = [f"{self._boot}\n", f"^ {generation}\n", *map(_line, attachments)]
         content = "".join(lines).encode()
         self._unwritten.clear()
         self._lines, self.full = len(lines), False

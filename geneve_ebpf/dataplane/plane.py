@@ -183,6 +183,16 @@ class DataPlane:
         """Names the programs that this version would run."""
         return source.program_hash()
 
+    @property
+    def generation(self) -> int:
+        """The last one given to a binding; 0 in maps that are new."""
+        return int(self._state_words[0])
+
+    def count_on_from(self, generation: int) -> None:
+        """Give generations above this one, in maps that are new. For the writer, at its start."""
+        if not self._state_words[0]:
+            self._state_words[0] = generation
+
     # -- sandboxes: map writes only
 
     def attach(

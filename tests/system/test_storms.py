@@ -428,7 +428,7 @@ def test_a_cordoned_node_takes_what_was_reserved_and_stays_so(bench):
 def test_what_a_reboot_ends_is_named_and_the_node_starts_clean(bench):
     """As after a reboot: another boot id, and nothing of the node in the kernel."""
     for name in ("one", "two", "gone"):
-        bench.must("PUT", f"/v1/sandboxes/{name}", {"vpc": "blue"})
+        known = bench.must("PUT", f"/v1/sandboxes/{name}", {"vpc": "blue"})["generation"]
     bench.must("DELETE", "/v1/sandboxes/gone")
     last = bench.must("GET", "/v1/node")["last_event"]
     record = Path(bench.node.directory, "state", "node1", "attached")
@@ -457,7 +457,7 @@ def test_what_a_reboot_ends_is_named_and_the_node_starts_clean(bench):
         ("one", "blue", 100), ("two", "blue", 100),
     }  # fmt: skip
     assert "2 sandboxes in a reboot: one, two" in geneve(bench.node, "node", "status").stdout
-    bench.must("PUT", "/v1/sandboxes/one", {"vpc": "blue"})
+    assert bench.must("PUT", "/v1/sandboxes/one", {"vpc": "blue"})["generation"] > known
     assert bench.must("GET", "/v1/node")["lost"] == ["two"]
     assert bench.must("DELETE", "/v1/sandboxes/two") is None
     assert bench.must("GET", "/v1/node")["lost"] == []

@@ -25,7 +25,7 @@ def path(tmp_path):
 def test_those_who_were_attached_are_known_after_a_reboot(path, tmp_path):
     """Whoever was detached is not among them, and the boot is told apart."""
     log = AttachedLog(path)
-    log.rewrite([ONE])
+    log.rewrite([ONE], 7)
     for note, one in ((log.attached, replace(ONE, sandbox="two")), (log.detached, "two")):
         note(one)
     log.close()
@@ -39,12 +39,30 @@ def test_those_who_were_attached_are_known_after_a_reboot(path, tmp_path):
 def test_without_room_the_file_stays_and_nothing_stays_open(path):
     """The new one is on a device that is always full."""
     log = AttachedLog(path)
-    log.rewrite([ONE])
+    log.rewrite([ONE], 7)
     path.with_suffix(".new").symlink_to("/dev/full")
     before = os.listdir("/proc/self/fd")
 
-    log.rewrite([])
+    log.rewrite([], 7)
 
     assert os.listdir("/proc/self/fd") == before
     log.close()
     assert AttachedLog(path).read() == (True, [WRITTEN])
+
+
+def test_the_highest_generation_is_known_though_its_sandbox_is_detached(path):
+    """By its line, and when the file has been written anew without it."""
+    log = AttachedLog(path)
+    log.rewrite([ONE], 8)
+    log.attached(replace(ONE, sandbox="two", generation=12))
+    log.detached("two")
+    log.close()
+    again = AttachedLog(path)
+    again.read()
+    assert again.generation == 12
+
+    again.rewrite([ONE], 12)
+    again.close()
+    last = AttachedLog(path)
+    assert last.read() == (True, [WRITTEN])
+    assert last.generation == 12
