@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One node's data plane: attach and detach sandboxes, set routes, read counters.
+"""One node's data plane: slots, who is attached to them, and counters; routes are `Routes`.
 
 Everything here is a read or a write of the node's pinned maps; nothing needs
 the agent, netlink or BCC. One process writes, any number may read.
@@ -8,11 +8,10 @@ the agent, netlink or BCC. One process writes, any number may read.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import struct
 import time
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from geneve_ebpf.abi import (
@@ -23,22 +22,12 @@ from geneve_ebpf.abi import (
     Direction,
     EndpointKey,
     EndpointValue,
-    HostKey,
     Key32,
-    NexthopValue,
-    NodeState,
-    RouteKey,
-    RouteValue,
     SlotCounters,
     TrafficRow,
-    VtepValue,
-    constant,
     drop_reasons,
     event_kinds,
-    mapped,
-    unmapped,
 )
-from geneve_ebpf.dataplane.config import read_config
 from geneve_ebpf.dataplane.counters import (
     Counters,
     Drops,
@@ -47,6 +36,7 @@ from geneve_ebpf.dataplane.counters import (
     sum_traffic,
     to_row,
 )
+from geneve_ebpf.dataplane.routes import Routes
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.loader import source
 from geneve_ebpf.loader.maps import SharedArray, Table
@@ -57,19 +47,11 @@ from geneve_ebpf.model import (
     Attachment,
     Endpoint,
     MacAddress,
-    Network,
-    PathMtu,
-    Route,
-    RouteKind,
     Slot,
     SlotKind,
     SlotState,
-    Vtep,
-    refuse_other_family,
 )
 
-_KINDS = {RouteKind.REMOTE: 1, RouteKind.LOCAL: 2, RouteKind.BLACKHOLE: 3}
-_KIND_OF = {number: kind for kind, number in _KINDS.items()}
 _SLOT_KINDS = tuple(SlotKind)
 _READY, _RESERVED, _TAKEN = (
     SlotState.READY.value,
@@ -85,20 +67,17 @@ _ENDPOINT = struct.Struct("=QII")
 _TENANT_AT, _OCCUPANT_AT = Binding.vni.offset, Binding.attached_at.offset
 _ADDRESS6_AT, _NO_IPV4, _NO_IPV6 = Binding.address6.offset, bytes(4), bytes(16)
 _STATE_WORD, _IFINDEX_WORD = Binding.state.offset // 4, Binding.ifindex.offset // 4
-# Bits of a route's key before a prefix: the VNI, and ::ffff:0:0/96 before IPv4.
-_BEFORE = {4: 32 + 96, 6: 32}
-_ROUTE_IPV6 = constant("ROUTE_IPV6")
 # How long a reader waits out a fold of counters before it takes what it sees:
 # the writer may have died in the middle.
 _FOLD_PATIENCE = 100
 
 
-class DataPlane:
+class DataPlane(Routes):
     """The maps of one node. Use `open`, or `bring_up` which also prepares the node."""
 
     def __init__(self, pins: Pins, *, writable: bool) -> None:
+        super().__init__(pins, writable=writable)
         self._pins = pins
-        self._state = SharedArray(pins.map("node_state"), NodeState, writable=writable)
         self._bindings = SharedArray(pins.map("bindings"), Binding, writable=writable)
         self._state_words = self._state.view("Q")
         # A generation is published by one aligned 8-byte store, which a struct
@@ -110,14 +89,6 @@ class DataPlane:
         self._endpoints: Table[EndpointKey, EndpointValue] = Table(
             pins.map("endpoints"), EndpointKey, EndpointValue
         )
-        self._exact: Table[HostKey, RouteValue] = Table(
-            pins.map("routes_exact"), HostKey, RouteValue
-        )
-        self._lpm: Table[RouteKey, RouteValue] = Table(pins.map("routes_lpm"), RouteKey, RouteValue)
-        self._nexthops: Table[Key32, NexthopValue] = Table(
-            pins.map("nexthops"), Key32, NexthopValue
-        )
-        self._vteps: Table[Address, VtepValue] = Table(pins.map("vteps"), Address, VtepValue)
         self._drops: Table[Key32, TrafficRow] = Table(pins.map("drop_counts"), Key32, TrafficRow)
         self._events: Table[Key32, TrafficRow] = Table(pins.map("event_counts"), Key32, TrafficRow)
         self._counters: Table[Key32, SlotCounters] = Table(
@@ -126,10 +97,6 @@ class DataPlane:
         self._folded: Table[Key32, SlotCounters] = Table(
             pins.map("vpc_counters"), Key32, SlotCounters
         )
-        config = read_config(pins)
-        self._gateway_mac, self._own_vtep = config.gateway_mac, config.vtep
-        # (vtep, mtu, mac) -> id, of the next hops in the map
-        self._nexthop_ids: dict[tuple[bytes, int, bytes], int] | None = None
 
     @classmethod
     def open(cls, run_directory: Path, *, writable: bool = True) -> DataPlane:
@@ -150,15 +117,11 @@ class DataPlane:
 
     def close(self) -> None:
         """Give back descriptors and mappings; what is pinned goes on forwarding."""
-        self._state.close()
+        super().close()
         self._bindings.close()
         for table in (
             self._slots_by_ifindex,
             self._endpoints,
-            self._exact,
-            self._lpm,
-            self._nexthops,
-            self._vteps,
             self._drops,
             self._events,
             self._counters,
@@ -400,166 +363,6 @@ class DataPlane:
             )
         self._bindings.row(slot).state = to
 
-    # -- VTEPs and routes
-
-    def add_vtep(self, vtep: Vtep) -> None:
-        """Accept Geneve from this sender; a known one gets the new MTU, its routes too.
-
-        Raises VTEP_FAMILY unless it is of the family of the node's own VTEP.
-        """
-        refuse_other_family(vtep.address, self._own_vtep)
-        octets = mapped(vtep.address)
-        self._vteps.set(Address.of(vtep.address), VtepValue(vtep.mtu))
-        ids = self._ids()
-        for old, number in list(ids.items()):
-            if old[0] == octets and old[1] != vtep.mtu:
-                new = (octets, vtep.mtu, old[2])
-                self._nexthops.set(Key32(number), _nexthop(new))
-                del ids[old]
-                ids.setdefault(new, number)
-
-    def remove_vtep(self, address: AnyAddress) -> None:
-        """Accept no more from it. Routes through it must be gone already."""
-        self._vteps.remove(Address.of(address))
-        ids = self._ids()
-        for key, number in list(ids.items()):
-            if key[0] == mapped(address):
-                self._nexthops.remove(Key32(number))
-                del ids[key]
-
-    def vteps(self) -> Iterator[Vtep]:
-        """Every known VTEP."""
-        for key, value in self._vteps.items():
-            yield Vtep(key.unmapped(), value.mtu)
-
-    def path_mtus(self) -> dict[AnyAddress, PathMtu]:
-        """What hops on the way to VTEPs have said that they carry, as long as it holds."""
-        # What bpf_ktime_get_ns() counts.
-        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        if self._state.copy(0).path_mtu_until <= now:  # the latest of all
-            return {}
-        return {
-            key.unmapped(): PathMtu(value.path_mtu, (value.path_mtu_until - now) / 1e9)
-            for key, value in self._vteps.items()
-            if value.path_mtu_until > now
-        }
-
-    def set_routes(self, routes: Iterable[tuple[int, Route]]) -> None:
-        """Insert or replace (VNI, route) pairs; each swaps whole.
-
-        On MAP_FULL those before it are set. A REMOTE route takes its MTU from
-        its VTEP, which must be known.
-        """
-        exact: list[tuple[HostKey, RouteValue]] = []
-        lpm: list[tuple[RouteKey, RouteValue]] = []
-        pending: set[int] = set()  # next hops that no route in the maps names yet
-        for vni, route in routes:
-            nexthop = self._nexthop_of(route, pending) if route.kind is RouteKind.REMOTE else 0
-            pending.add(nexthop)
-            value = RouteValue(_KINDS[route.kind], nexthop)
-            if route.prefix.prefixlen == route.prefix.max_prefixlen:
-                address = Address.of(route.prefix.network_address)
-                exact.append((HostKey(vni, address), value))
-            else:
-                lpm.append((_trie_key(vni, route.prefix), value))
-        self._exact.set_many(exact)
-        self._lpm.set_many(lpm)
-
-    def remove_routes(self, routes: Iterable[tuple[int, Network]]) -> None:
-        """Delete (VNI, prefix) pairs; those that are not there do not matter."""
-        for vni, prefix in routes:
-            if prefix.prefixlen == prefix.max_prefixlen:
-                self._exact.remove(HostKey(vni, Address.of(prefix.network_address)))
-            else:
-                self._lpm.remove(_trie_key(vni, prefix))
-
-    def routes(self) -> Iterator[tuple[int, Route]]:
-        """Every (VNI, route) that the maps hold; the routes name no VPC."""
-        hops = {number: key for key, number in self._ids().items()}
-        for host, value in self._exact.items():
-            yield host.vni, self._route(_alone(host.address.unmapped()), value, hops)
-        for key, value in self._lpm.items():
-            octets = bytes(key.address.word)
-            prefix: Network
-            if key.vni & _ROUTE_IPV6:
-                prefix = IPv6Network((octets, key.prefix_length - _BEFORE[6]))
-            else:
-                prefix = IPv4Network((octets[12:], key.prefix_length - _BEFORE[4]))
-            yield key.vni & ~_ROUTE_IPV6, self._route(prefix, value, hops)
-
-    def lookup(self, vni: int, address: AnyAddress) -> Route | None:
-        """The route the program would choose; its prefix is the address alone for a trie's
-        answer too, as the kernel does not say which entry matched.
-        """
-        value = self._exact.get(HostKey(vni, Address.of(address))) or self._lpm.get(
-            _trie_key(vni, _alone(address))
-        )
-        if value is None:
-            return None
-        hops = {number: key for key, number in self._ids().items()}
-        return self._route(_alone(address), value, hops)
-
-    def _route(
-        self, prefix: Network, value: RouteValue, hops: dict[int, tuple[bytes, int, bytes]]
-    ) -> Route:
-        kind = _KIND_OF[value.kind]
-        if kind is not RouteKind.REMOTE or value.nexthop not in hops:
-            return Route("", prefix, kind)
-        vtep, _, mac = hops[value.nexthop]
-        gateway = mac == self._gateway_mac
-        return Route(
-            "",
-            prefix,
-            kind,
-            unmapped(vtep),
-            None if gateway else MacAddress(mac),
-        )
-
-    def _ids(self) -> dict[tuple[bytes, int, bytes], int]:
-        if self._nexthop_ids is None:
-            self._nexthop_ids = {
-                (bytes(hop.vtep.word), hop.mtu, bytes(hop.mac)): key.value
-                for key, hop in self._nexthops.items()
-            }
-        return self._nexthop_ids
-
-    def _nexthop_of(self, route: Route, pending: set[int]) -> int:
-        if route.vtep is None:
-            raise ValueError("a remote route needs a VTEP")
-        octets = mapped(route.vtep)
-        known = self._vteps.get(Address.of(route.vtep))
-        if known is None:
-            raise GeneveError(
-                Code.VTEP_NOT_FOUND,
-                f"{route.vtep} is no known VTEP",
-                hint=f"geneve-ebpf vtep add {route.vtep}",
-                field="vtep",
-            )
-        mac = self._gateway_mac if route.mac is None else route.mac.octets
-        ids = self._ids()
-        key = (octets, known.mtu, mac)
-        if key not in ids:
-            state = self._state.row(0)
-            number = state.next_nexthop + 1
-            try:
-                self._nexthops.set(Key32(number), _nexthop(key))
-            except GeneveError:
-                self._drop_unused_nexthops(pending)
-                self._nexthops.set(Key32(number), _nexthop(key))
-            state.next_nexthop = number
-            ids[key] = number
-        return ids[key]
-
-    def _drop_unused_nexthops(self, pending: set[int]) -> None:
-        """Forget next hops that no route names any more; only done when there is no room."""
-        used = pending | {value.nexthop for _, value in self._exact.items()}
-        used |= {value.nexthop for _, value in self._lpm.items()}
-        ids = self._ids()
-        for key, number in list(ids.items()):
-            if number not in used:
-                self._nexthops.remove(Key32(number))
-                del ids[key]
-
     # -- reading
 
     def counters(self, slot: int) -> Counters:
@@ -630,19 +433,3 @@ def _in_use(vni: int, address: AnyAddress) -> GeneveError:
         hint="leave out the address to get a free one",
         field="address" if address.version == 4 else "address6",
     )
-
-
-def _alone(address: AnyAddress) -> Network:
-    """The prefix that is this address alone."""
-    return IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
-
-
-def _trie_key(vni: int, prefix: Network) -> RouteKey:
-    length = _BEFORE[prefix.version] + prefix.prefixlen
-    family = _ROUTE_IPV6 if prefix.version == 6 else 0
-    return RouteKey(length, vni | family, Address.of(prefix.network_address))
-
-
-def _nexthop(key: tuple[bytes, int, bytes]) -> NexthopValue:
-    vtep, mtu, mac = key
-    return NexthopValue(Address.from_buffer_copy(vtep), mtu, (ctypes.c_uint8 * 6)(*mac))

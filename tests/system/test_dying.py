@@ -48,7 +48,13 @@ MAKING = (
 )
 DESTROYING = ("agent/slot_process.py", "host/slots/destroying.py", "dataplane/plane.py")
 SETTING_UP = ("dataplane/node_setup.py", "loader/hooks.py", "loader/kept.py", "loader/pins.py")
-STARTING = ("agent/run.py", "agent/service.py", "dataplane/plane.py", "control/rest_log.py")
+STARTING = (
+    "agent/run.py",
+    "agent/service.py",
+    "dataplane/plane.py",
+    "dataplane/routes.py",
+    "control/rest_log.py",
+)
 
 
 class Scene:
