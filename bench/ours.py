@@ -115,23 +115,7 @@ def agent(
     config = root / f"{name}.toml"
     config.write_text(as_toml(settings, placement or Placement()))
     log = root / f"{name}.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                "from geneve_ebpf.cli import main; main()",
-                "agent",
-                "run",
-                "--config",
-                str(config),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        )
+    process = start(config, log)
     with AgentClient(settings.run_directory / "api.sock") as client:
         running = Agent(node, settings, process, client, log)
         try:
@@ -143,6 +127,20 @@ def agent(
             yield running
         finally:
             stop(running)
+
+
+def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start an agent that ends with this process. What it says is added to the log."""
+    command = ("-c", "from geneve_ebpf.cli import main; main()", "agent", "run", "--config")
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, *command, str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
 
 
 def stop(running: Agent) -> None:

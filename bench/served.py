@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.ours import as_toml, settings_of
-from bench.testbed import BenchError, Node, end_with_parent, eventually
+from bench.ours import as_toml, settings_of, start
+from bench.testbed import BenchError, Node, eventually
 from geneve_ebpf.agent.config import Filling, Placement
 from geneve_ebpf.client import AgentClient
 from geneve_ebpf.dataplane import tear_down
@@ -48,23 +47,7 @@ class Served:
         text = text.replace(f"slots = {self.settings.slots}", keys, 1)
         config = self.log.with_suffix(".toml")
         config.write_text(text.replace('listen = ""', f'listen = "{self.settings.metrics_listen}"'))
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    "from geneve_ebpf.cli import main; main()",
-                    "agent",
-                    "run",
-                    "--config",
-                    str(config),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
+        self.process = start(config, self.log)
 
     def end(self, number: int) -> None:
         """End the agent by a signal; its node goes on."""

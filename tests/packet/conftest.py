@@ -23,11 +23,15 @@ as `six` of it. On the IPv6 underlay a VTEP is what `packets.vtep_of` makes of i
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from geneve_ebpf.host import namespaces
+from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import RouteKind
 from tests import packets, programs
 from tests.packets import BLUE, RED, six, vtep_of
@@ -129,3 +133,16 @@ def _furnish_routes(node: programs.Node) -> None:
             oif=node.uplink,
             metrics={"mtu": 1300, "lock": 1 << 2},
         )
+
+
+@pytest.fixture
+def run_directory() -> Iterator[Path]:
+    """A run directory with a bpffs and nothing else."""
+    root = Path(tempfile.mkdtemp(prefix="gnv-test-", dir="/run"))
+    pins = Pins(root / "node")
+    try:
+        pins.mount()
+        yield root / "node"
+    finally:
+        pins.unmount()
+        shutil.rmtree(root)

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,19 +23,6 @@ from tests import packets, programs
 from tests.btf import Btf
 from tests.compiled import KEPT, ROOT
 from tests.programs import Node
-
-
-@pytest.fixture
-def run_directory() -> Iterator[Path]:
-    """A run directory with a bpffs and nothing else."""
-    root = Path(tempfile.mkdtemp(prefix="gnv-test-", dir="/run"))
-    pins = Pins(root / "node")
-    try:
-        pins.mount()
-        yield root / "node"
-    finally:
-        pins.unmount()
-        shutil.rmtree(root)
 
 
 @pytest.fixture

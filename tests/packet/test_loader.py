@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +18,6 @@ from geneve_ebpf.loader.maps import SharedArray, Table
 from geneve_ebpf.loader.pins import Pins, is_bpffs
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def run_directory() -> Iterator[Path]:
-    """A run directory with a bpffs and nothing else."""
-    root = Path(tempfile.mkdtemp(prefix="gnv-test-", dir="/run"))
-    pins = Pins(root / "node")
-    try:
-        pins.mount()
-        yield root / "node"
-    finally:
-        pins.unmount()
-        shutil.rmtree(root)
 
 
 @pytest.fixture
