@@ -151,6 +151,18 @@ def bare_veth() -> Iterator[Bed]:
         yield Bed(left, right, IPv4Address(RECEIVER), (left, "eth0"), switch, unchecked)
 
 
+def through_tunnels(made: list[Path], nodes: tuple[Node, Node]) -> Bed:
+    """Sandboxes whose nodes have a device `tunnel`, which everything has to pass."""
+    return Bed(
+        made[0],
+        made[1],
+        IPv4Address(RECEIVER),
+        (nodes[0].netns, UNDERLAY),
+        underlay_switch(*(node.netns for node in nodes)),
+        sent_by(nodes[0].netns, "tunnel"),
+    )
+
+
 @contextmanager
 def tunnel_bridge(kind: str) -> Iterator[Bed]:
     """The classic way on two nodes: sandbox, veth, bridge, tunnel device of the VNI; the
@@ -173,14 +185,7 @@ def tunnel_bridge(kind: str) -> Iterator[Bed]:
             for name in ("tunnel", "host"):
                 run("ip", "link", "set", name, "master", "bridge", "up", netns=here)
             run("ip", "link", "set", "bridge", "up", netns=here)
-        yield Bed(
-            made[0],
-            made[1],
-            IPv4Address(RECEIVER),
-            (nodes[0].netns, UNDERLAY),
-            underlay_switch(*(node.netns for node in nodes)),
-            sent_by(nodes[0].netns, "tunnel"),
-        )
+        yield through_tunnels(made, nodes)
 
 
 @contextmanager
@@ -200,14 +205,7 @@ def vxlan_shared() -> Iterator[Bed]:
             programs.hang(here, host, programs.into_tunnel(tunnel, VNI, other.address))
             programs.hang(here, tunnel, programs.out_of_tunnel(host, VNI))
         know_each_other(made, macs)
-        yield Bed(
-            made[0],
-            made[1],
-            IPv4Address(RECEIVER),
-            (nodes[0].netns, UNDERLAY),
-            underlay_switch(*(node.netns for node in nodes)),
-            sent_by(nodes[0].netns, "tunnel"),
-        )
+        yield through_tunnels(made, nodes)
 
 
 @contextmanager
