@@ -432,7 +432,8 @@ def test_a_critical_option_is_refused_and_counted(ends: Ends, kind: int) -> None
     assert ends.dropped({"rx geneve_critical": len(critical)})
     assert heard.frames() == []
     ends.switch.flows(BLUE)
-    assert ends.far.ping(ends.here.address) == 3
+    # The switch goes by what it has worked out before until it has looked at its flows again.
+    assert eventually(lambda: ends.far.ping(ends.here.address) == 3)
 
 
 def test_a_critical_option_among_others_is_found(ends: Ends) -> None:
@@ -444,10 +445,12 @@ def test_a_critical_option_among_others_is_found(ends: Ends) -> None:
         switch.option(2, 0x0102, 0x02, 16),
     ]
     switch.flows(BLUE, dict.fromkeys(fields, "0x1"))
+    wire = ends.node.capture()
 
     assert ends.far.ping(ends.here.address, wait=0.3) == 0
 
-    assert ends.dropped({"rx geneve_critical": 3})
+    _, theirs = tunnels(wire)
+    assert ends.dropped({"rx geneve_critical": max(3, len(theirs))})  # as above
 
 
 def test_a_tag_inside_is_refused_and_counted(ends: Ends) -> None:
