@@ -223,7 +223,7 @@ class LibraryNode:
         missing = [index for index in range(wanted) if index not in self.indexes]
         took = []
         for start in range(0, len(missing), AT_ONCE):
-            self.tell("make", missing[start : start + AT_ONCE])
+            self.tell("make", missing[start : start + AT_ONCE], kind="namespace")
             event = self.event("ready")
             self.indexes += [index for index, _ in event["slots"]]
             took += [event["us"] / len(event["slots"])] * len(event["slots"])
@@ -244,9 +244,10 @@ class LibraryNode:
         """Where a slot's namespace is mounted."""
         return self.settings.run_directory / "netns" / f"slot-{index}"
 
-    def tell(self, operation: str, indexes: list[int]) -> None:
+    def tell(self, operation: str, indexes: list[int], **more: str) -> None:
         """One line to the slot process."""
-        self.control.sendall(json.dumps({"op": operation, "indexes": indexes}).encode() + b"\n")
+        line = json.dumps({"op": operation, "indexes": indexes, **more})
+        self.control.sendall(line.encode() + b"\n")
 
     def event(self, wanted: str) -> dict[str, Any]:
         """Its next line but those about uplinks. Raises BenchError when that is no `wanted`."""
