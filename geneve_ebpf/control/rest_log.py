@@ -36,7 +36,7 @@ class RestLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = -1
-        self._lines = 0
+        self._lines = 0  # appended since it was written anew
 
     def open(self, now: float) -> list[Rest]:
         """Open or make the file. Returns what still rests, the earliest end first."""
@@ -80,7 +80,8 @@ class RestLog:
             return
         self.close()
         self._descriptor = descriptor
-        self._lines = len(content)
+        # Not what it holds: where more than LINES_MAX rest, each line would be the last.
+        self._lines = 0
 
     def close(self) -> None:
         """Close the file, which stays."""

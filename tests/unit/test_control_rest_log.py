@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from geneve_ebpf.control import rest_log
 from geneve_ebpf.control.rest_log import Rest, RestLog
 
 
@@ -61,3 +62,16 @@ def test_a_torn_line_is_passed_over(path):
         torn.write("100 10.0.")
 
     assert reopened(path, now=10.0) == [rest(2, 60.0)]
+
+
+def test_a_file_of_very_many_is_not_written_anew_each_time(path, monkeypatch):
+    """More may rest at once than lines are appended between two rewrites."""
+    monkeypatch.setattr(rest_log, "LINES_MAX", 3)
+    log = RestLog(path)
+    log.open(0.0)
+    log.rewrite([rest(number, 60.0) for number in range(10)])
+
+    room = [log.add(rest(number, 60.0)) for number in range(10, 13)]
+
+    log.close()
+    assert room == [True, True, False]
