@@ -43,7 +43,7 @@ BENCHES = (
     Bench(
         "wire",
         5,
-        "TCP, datagrams, questions and connections: ours beside six others",
+        "TCP, datagrams, questions and connections: ours beside others, taps too",
         Option("--only", "", "only works whose name begins so, such as tcp1"),
     ),
     Bench(

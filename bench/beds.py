@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 from bench import programs
 from bench.classic import MTU
@@ -171,21 +172,26 @@ def tunnel_bridge(kind: str) -> Iterator[Bed]:
     with ExitStack() as stack:
         nodes = stack.enter_context(two_nodes(kind))
         made = stack.enter_context(sandboxes(kind, nodes))
-        for node, other in (nodes, nodes[::-1]):
-            here = node.netns
-            words = ("bridge", "type", "bridge", "nf_call_iptables", "0")
-            run("ip", "link", "add", *words, netns=here)
-            if Path("/proc/sys/net/bridge").exists():
-                run("sysctl", "-q", "-w", "net.bridge.bridge-nf-call-iptables=0", netns=here)
-            ends = ["remote", str(other.address)]
-            if kind == "vxlan":
-                ends += ["local", str(node.address), "dstport", "4789"]
-            tunnel = ("tunnel", "mtu", str(MTU), "type", kind, "id", str(VNI))
-            run("ip", "link", "add", *tunnel, *ends, netns=here)
-            for name in ("tunnel", "host"):
-                run("ip", "link", "set", name, "master", "bridge", "up", netns=here)
-            run("ip", "link", "set", "bridge", "up", netns=here)
+        join_by_bridge(nodes, kind)
         yield through_tunnels(made, nodes)
+
+
+def join_by_bridge(nodes: tuple[Node, Node], kind: str) -> None:
+    """On each node `host` and a tunnel device in a bridge."""
+    for node, other in (nodes, nodes[::-1]):
+        here = node.netns
+        words = ("bridge", "type", "bridge", "nf_call_iptables", "0")
+        run("ip", "link", "add", *words, netns=here)
+        if Path("/proc/sys/net/bridge").exists():
+            run("sysctl", "-q", "-w", "net.bridge.bridge-nf-call-iptables=0", netns=here)
+        ends = ["remote", str(other.address)]
+        if kind == "vxlan":
+            ends += ["local", str(node.address), "dstport", "4789"]
+        tunnel = ("tunnel", "mtu", str(MTU), "type", kind, "id", str(VNI))
+        run("ip", "link", "add", *tunnel, *ends, netns=here)
+        for name in ("tunnel", "host"):
+            run("ip", "link", "set", name, "master", "bridge", "up", netns=here)
+        run("ip", "link", "set", "bridge", "up", netns=here)
 
 
 @contextmanager
@@ -247,50 +253,53 @@ def floor(name: str, *, xdp: bool) -> Iterator[Bed]:
 def ours() -> Iterator[Bed]:
     """Two agents, a sandbox on each."""
     with agents("wire", slots=2) as pair:
-        connect(pair, "bench", VNI)
-        places = [
-            agent.attach(f"wire-{number}", "bench", f"10.{number}.0.5")
-            for number, agent in enumerate(pair, 1)
-        ]
-        for place in places:
-            if place["guest"]["mtu"] != MTU:
-                raise BenchError(f"a sandbox's MTU is {place['guest']['mtu']}, the others' {MTU}")
-        left, right = pair
-        underlay = underlay_switch(left.node.netns, right.node.netns)
+        places = attached(pair)
+        yield between(pair, *(Path(place["slot"]["netns"]) for place in places))
 
-        def switch(wire: Wire) -> None:
-            underlay(wire)
-            for agent in pair:
-                eventually(
-                    lambda agent=agent: bool(merging(agent)) == wire.gro,  # type: ignore[misc]
-                    f"node {agent.settings.name} to merge: {agent.get('/v1/node')['merging']}",
-                )
 
-        def check() -> Callable[[int], None]:
-            before = [totals(agent, f"wire-{number}") for number, agent in enumerate(pair, 1)]
+def attached(pair: tuple[Agent, Agent]) -> list[dict[str, Any]]:
+    """A sandbox on each of two nodes, in one VPC; the answers."""
+    connect(pair, "bench", VNI)
+    places = [
+        agent.attach(f"wire-{number}", "bench", f"10.{number}.0.5")
+        for number, agent in enumerate(pair, 1)
+    ]
+    for place in places:
+        if place["guest"]["mtu"] != MTU:
+            raise BenchError(f"a sandbox's MTU is {place['guest']['mtu']}, the others' {MTU}")
+    return places
 
-            def after(least: int) -> None:
-                now = [totals(agent, f"wire-{number}") for number, agent in enumerate(pair, 1)]
-                sent = now[0]["tx_remote"] - before[0]["tx_remote"]
-                received = now[1]["rx_remote"] - before[1]["rx_remote"]
-                dropped = sum(now[n]["drops"] - before[n]["drops"] for n in (0, 1))
-                if sent < least or received < least:
-                    raise BenchError(
-                        f"our programs carried {sent} and {received} bytes, not {least}"
-                    )
-                if dropped:
-                    raise BenchError(f"our programs dropped {dropped} packets meanwhile")
 
-            return after
+def between(pair: tuple[Agent, Agent], sender: Path, receiver: Path) -> Bed:
+    """Those two sandboxes, wherever their network stacks are."""
+    left, right = pair
+    underlay = underlay_switch(left.node.netns, right.node.netns)
 
-        yield Bed(
-            Path(places[0]["slot"]["netns"]),
-            Path(places[1]["slot"]["netns"]),
-            IPv4Address("10.2.0.5"),
-            (left.node.netns, UNDERLAY),
-            switch,
-            check,
-        )
+    def switch(wire: Wire) -> None:
+        underlay(wire)
+        for agent in pair:
+            eventually(
+                lambda agent=agent: bool(merging(agent)) == wire.gro,  # type: ignore[misc]
+                f"node {agent.settings.name} to merge: {agent.get('/v1/node')['merging']}",
+            )
+
+    def check() -> Callable[[int], None]:
+        before = [totals(agent, f"wire-{number}") for number, agent in enumerate(pair, 1)]
+
+        def after(least: int) -> None:
+            now = [totals(agent, f"wire-{number}") for number, agent in enumerate(pair, 1)]
+            sent = now[0]["tx_remote"] - before[0]["tx_remote"]
+            received = now[1]["rx_remote"] - before[1]["rx_remote"]
+            dropped = sum(now[n]["drops"] - before[n]["drops"] for n in (0, 1))
+            if sent < least or received < least:
+                raise BenchError(f"our programs carried {sent} and {received} bytes, not {least}")
+            if dropped:
+                raise BenchError(f"our programs dropped {dropped} packets meanwhile")
+
+        return after
+
+    wire = (left.node.netns, UNDERLAY)
+    return Bed(sender, receiver, IPv4Address("10.2.0.5"), wire, switch, check)
 
 
 def merging(agent: Agent) -> list[str]:

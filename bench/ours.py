@@ -32,7 +32,7 @@ from geneve_ebpf.client import AgentClient
 from geneve_ebpf.dataplane import DataPlane, bring_up, tear_down
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host.slots import AT_ONCE
-from geneve_ebpf.model import NodeSettings
+from geneve_ebpf.model import NodeSettings, SlotKind
 
 START_TIMEOUT = 60.0  # seconds: compiling, loading, and the first slots
 
@@ -52,7 +52,8 @@ class Agent:
         return self.client.request("GET", path)[1]
 
     def attach(self, sandbox: str, vpc: str, address: str) -> dict[str, Any]:
-        """Attach one sandbox; the answer's body. Raises GeneveError."""
+        """Attach one sandbox, in a slot of the kind that the node has; the answer's body.
+        Raises GeneveError."""
         body = {"vpc": vpc, "address": address}
         return self.client.request("PUT", f"/v1/sandboxes/{sandbox}", body)[1]
 
@@ -92,8 +93,11 @@ def run_root() -> Iterator[Path]:
         remove_tree(path)
 
 
-def settings_of(node: Node, name: str, root: Path, slots: int) -> NodeSettings:
-    """A node's settings; nothing of it lies outside `root`."""
+def settings_of(
+    node: Node, name: str, root: Path, slots: int, kind: SlotKind = SlotKind.NAMESPACE
+) -> NodeSettings:
+    """A node's settings, with slots of one kind; nothing of it lies outside `root`."""
+    counts = {one: slots if one is kind else 0 for one in SlotKind}
     return NodeSettings(
         name=name,
         vtep=node.address,
@@ -101,17 +105,24 @@ def settings_of(node: Node, name: str, root: Path, slots: int) -> NodeSettings:
         netns=node.netns,
         run_root=root,
         state_root=root / "state",
-        slots=slots,
+        slots=counts[SlotKind.NAMESPACE],
+        tap_slots=counts[SlotKind.TAP],
+        host_tap_slots=counts[SlotKind.HOST_TAP],
         metrics_listen="",
     )
 
 
 @contextmanager
 def agent(
-    node: Node, name: str, root: Path, slots: int, placement: Placement | None = None
+    node: Node,
+    name: str,
+    root: Path,
+    slots: int,
+    placement: Placement | None = None,
+    kind: SlotKind = SlotKind.NAMESPACE,
 ) -> Iterator[Agent]:
     """An agent that serves, with all its slots ready."""
-    settings = settings_of(node, name, root, slots)
+    settings = settings_of(node, name, root, slots, kind)
     config = root / f"{name}.toml"
     config.write_text(as_toml(settings, placement or Placement()))
     log = root / f"{name}.log"
@@ -166,6 +177,8 @@ def as_toml(settings: NodeSettings, placement: Placement) -> str:
         f"uplinks = {json.dumps(settings.uplinks)}",
         f'netns = "{settings.netns}"',
         f"slots = {settings.slots}",
+        f"tap_slots = {settings.tap_slots}",
+        f"host_tap_slots = {settings.host_tap_slots}",
         f'run_root = "{settings.run_root}"',
         f'state_root = "{settings.state_root}"',
         "[metrics]",
@@ -179,14 +192,16 @@ def as_toml(settings: NodeSettings, placement: Placement) -> str:
 
 
 @contextmanager
-def agents(name: str, slots: int) -> Iterator[tuple[Agent, Agent]]:
+def agents(
+    name: str, slots: int, kind: SlotKind = SlotKind.NAMESPACE
+) -> Iterator[tuple[Agent, Agent]]:
     """Two nodes with an agent each."""
     with ExitStack() as stack:
         left, right = stack.enter_context(two_nodes(name))
         root = stack.enter_context(run_root())
         yield (
-            stack.enter_context(agent(left, "left", root, slots)),
-            stack.enter_context(agent(right, "right", root, slots)),
+            stack.enter_context(agent(left, "left", root, slots, kind=kind)),
+            stack.enter_context(agent(right, "right", root, slots, kind=kind)),
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the wire carries: TCP, datagrams, questions and connections, ours beside six others.
+"""What the wire carries: TCP, datagrams, questions and connections, ours beside others.
 
 Rows are work.contestant. A row is thrown out, and the bench ends, unless its bytes
 crossed the wire that it names in packets of the size that it names.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bench import beds, harness, machine
+from bench import beds, harness, machine, machines
 from bench.beds import Bed, Wire
 from bench.compiled import compiled
 from bench.harness import Contestant, Row
@@ -31,6 +31,7 @@ from bench.testbed import (
     tunnel_kind,
     two_cpus,
 )
+from geneve_ebpf.model import SlotKind
 
 PORT = 5201
 ROUNDS = 5
@@ -50,6 +51,12 @@ class Work:
     wire: Wire
     one_cpu: bool = False
     others: tuple[str, ...] = ("vxlan_bridge", "vxlan_shared", "bare_veth")
+    taps: bool = False  # machines behind taps do it too
+
+    @property
+    def contestants(self) -> tuple[str, ...]:
+        """Who does it."""
+        return ("ours", *self.others, *(TAPS if self.taps else ()))
 
     @property
     def bulk(self) -> bool:
@@ -59,16 +66,18 @@ class Work:
 
 TUNNELS = ("vxlan_bridge", "geneve_bridge", "vxlan_shared")
 ALL = (*TUNNELS, "bare_veth", "ovs", "floor_redirect", "floor_xdp")
+OURS_TAPS, TAPS = ("ours_tap", "ours_host_tap"), ("ours_tap", "ours_host_tap", "vxlan_bridge_tap")
+SOME = (*TUNNELS, "bare_veth", "ovs")
 WORKS = (
-    Work("tcp1", "Gbit/s", "tcp", 1, SEGMENTS, others=ALL),
-    Work("tcp1_nogro", "Gbit/s", "tcp", 1, PLAIN, others=TUNNELS),
-    Work("tcp1_superpackets", "Gbit/s", "tcp", 1, SUPER, others=(*TUNNELS, "bare_veth")),
-    Work("tcp8", "Gbit/s", "tcp", 8, SEGMENTS),
-    Work("udp64", "kpps", "udp", 18, SEGMENTS, others=(*TUNNELS, "bare_veth", "ovs")),
-    Work("udp1400", "kpps", "udp", 1372, SEGMENTS),
-    Work("rr", "us", "rr", 1, SEGMENTS, others=(*TUNNELS, "bare_veth", "ovs")),
+    Work("tcp1", "Gbit/s", "tcp", 1, SEGMENTS, others=ALL, taps=True),
+    Work("tcp1_nogro", "Gbit/s", "tcp", 1, PLAIN, others=TUNNELS, taps=True),
+    Work("tcp1_superpackets", "Gbit/s", "tcp", 1, SUPER, others=(*TUNNELS, "bare_veth"), taps=True),
+    Work("tcp8", "Gbit/s", "tcp", 8, SEGMENTS, others=SOME, taps=True),
+    Work("udp64", "kpps", "udp", 18, SEGMENTS, others=SOME, taps=True),
+    Work("udp1400", "kpps", "udp", 1372, SEGMENTS, others=SOME),
+    Work("rr", "us", "rr", 1, SEGMENTS, others=SOME, taps=True),
     Work("rr_one_cpu", "us", "rr", 1, SEGMENTS, one_cpu=True),
-    Work("connect", "per s", "connect", 1, SEGMENTS),
+    Work("connect", "per s", "connect", 1, SEGMENTS, others=SOME),
 )
 BEDS: dict[str, Callable[[], AbstractContextManager[Bed]]] = {
     "ours": beds.ours,
@@ -79,6 +88,9 @@ BEDS: dict[str, Callable[[], AbstractContextManager[Bed]]] = {
     "ovs": beds.ovs,
     "floor_redirect": partial(beds.floor, "redir", xdp=False),
     "floor_xdp": partial(beds.floor, "xdp", xdp=True),
+    "ours_tap": partial(machines.ours_tap, SlotKind.TAP),
+    "ours_host_tap": partial(machines.ours_tap, SlotKind.HOST_TAP),
+    "vxlan_bridge_tap": machines.vxlan_bridge_tap,
 }
 
 
@@ -191,6 +203,8 @@ def pairs() -> list[tuple[str, str]]:
             prefixes.append(f"{work.name}_p99")
         for prefix in prefixes:
             found += [(f"{prefix}.ours", f"{prefix}.{other}") for other in work.others]
+            for tap in OURS_TAPS if work.taps else ():
+                found.append((f"{prefix}.{tap}", f"{prefix}.vxlan_bridge_tap"))
     return [*found, ("tcp1_nogro.ours", "tcp1.floor_redirect")]
 
 
@@ -205,6 +219,8 @@ def notes() -> list[str]:
         "program (Cilium's way). ovs: its userspace datapath, over an underlay without offloads.",
         "floor_redirect: two redirects, GRO in the sandbox, no tunnel. floor_xdp: XDP_PASS, GRO on "
         "the uplink, a redirect, no tunnel.",
+        "…_tap: between machines; a program carries each frame between the node's tap and a second "
+        "one, whose namespace stands for the machine. It is in all such rows alike.",
         "cpu_…: CPU time of the whole machine, both ends. skbs_…: IP packets that the receiving "
         "sandbox's stack was given for 100 MB on the wire.",
     ]
@@ -223,7 +239,7 @@ def main(json_file: str | None, rounds: int, only: str = "") -> None:
         program = compiled("traffic.c", root)
         assert program is not None  # need() found the compiler
         harness.say("making the nodes")
-        made, absent = make_beds(stack, {"ours"}.union(*(work.others for work in works)))
+        made, absent = make_beds(stack, set().union(*(work.contestants for work in works)))
         contestants = [
             Contestant(
                 f"{work.name}.{name}",
@@ -242,7 +258,7 @@ def main(json_file: str | None, rounds: int, only: str = "") -> None:
                 0,
             )
             for work in works
-            for name in ("ours", *work.others)
+            for name in work.contestants
             if name in made
         ]
         about["placement"] = {"sender": first, "receiver": second}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import beds, wire
+from bench import beds, machines, wire
 from bench.compiled import compiled
 from bench.testbed import BenchError
 
@@ -34,9 +34,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 CPUS = (min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0)))
 
 
-@pytest.mark.parametrize(
-    "name", ["ours", "vxlan_bridge", "vxlan_shared", "bare_veth", "floor_redirect", "floor_xdp"]
+NAMES = (
+    *("ours", "vxlan_bridge", "vxlan_shared", "bare_veth", "floor_redirect", "floor_xdp"),
+    *wire.TAPS,
 )
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_contestant_does_every_work(program: Path, name: str) -> None:
     """By the way that it names: its own checks of counters and packet sizes are in `measured`."""
     side = wire.Side()
@@ -70,6 +74,15 @@ def test_bytes_that_went_another_way_are_found_out(program: Path) -> None:
             wire.measured(program, work, "bare_veth", astray, CPUS, wire.Side(), 1)
 
 
+def test_bytes_that_did_not_pass_the_taps_are_found_out(program: Path) -> None:
+    """A machine's row is of its tap: that of a machine that does nothing did not carry it."""
+    work = next(work for work in wire.WORKS if work.name == "tcp1")
+    with beds.bare_veth() as bed, machines.vxlan_bridge_tap() as idle:
+        astray = replace(bed, check=idle.check)
+        with pytest.raises(BenchError, match=r"the taps carried \d+ and \d+ bytes, not"):
+            wire.measured(program, work, "bare_veth", astray, CPUS, wire.Side(), 1)
+
+
 def test_every_ratio_is_of_two_rows_that_are_taken() -> None:
     """Else it would be left out of the table without a word."""
     side = {"tcp": ("", "cpu_"), "udp": ("", "cpu_"), "rr": ("",), "connect": ("",)}
@@ -77,12 +90,12 @@ def test_every_ratio_is_of_two_rows_that_are_taken() -> None:
         f"{before}{work.name}.{name}"
         for work in wire.WORKS
         for before in side[work.tool]
-        for name in ("ours", *work.others)
+        for name in work.contestants
     } | {
         f"{work.name}_p99.{name}"
         for work in wire.WORKS
         if work.tool == "rr"
-        for name in ("ours", *work.others)
+        for name in work.contestants
     }
 
     assert {row for pair in wire.pairs() for row in pair} <= taken

@@ -15,6 +15,7 @@ import pytest
 from bench import classic, netlink, ours, testbed
 from bench.testbed import BenchError, Node
 from geneve_ebpf.agent import config
+from geneve_ebpf.model import SlotKind
 
 
 @pytest.mark.parametrize("number", [0, 1, 255, 256, 2_000])
@@ -66,13 +67,15 @@ def test_a_missing_command_is_named_with_its_package():
         testbed.need({"no-such-command-at-all": "a-package"})
 
 
-def test_what_the_bench_writes_is_a_configuration_that_the_agent_takes(tmp_path):
+@pytest.mark.parametrize("kind", list(SlotKind))
+def test_what_the_bench_writes_is_a_configuration_that_the_agent_takes(tmp_path, kind):
     """Every key is known to the agent, and every setting arrives."""
     node = Node(Path("/run/netns/gnvb0"), IPv4Address("192.0.2.1"))
-    settings = ours.settings_of(node, "left", tmp_path, 5)
+    settings = ours.settings_of(node, "left", tmp_path, 5, kind)
     placement = config.Placement(agent_cpu=0, slot_cpu=1)
 
     read = config.parse(tomllib.loads(ours.as_toml(settings, placement)))
 
     assert read.node == settings
+    assert settings.targets[kind] == sum(settings.targets.values()) == 5
     assert read.placement == placement
