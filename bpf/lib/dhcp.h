@@ -234,7 +234,7 @@ static inline void fill_options(struct dhcp_options *options,
 			   to_be32(DHCP_REBIND));
 	}
 	set_number(&options->netmask, DHCP_NETMASK,
-		   from->native ? EVERYBODY : config->guest_netmask);
+		   is_native(from) ? EVERYBODY : config->guest_netmask);
 	set_number(&options->router, DHCP_ROUTER, config->gateway_address);
 	state = node_state.lookup(&zero);
 	if (state) {

@@ -15,7 +15,15 @@ static inline struct address vpc_address(const struct binding *binding,
 	return family == 6 ? binding->address6 : from_ipv4(binding->address);
 }
 
-/* On eth0. */
+/* Whether the guest has its VPC addresses itself: as long as it is attached. What an
+ * attach or detach that was cut short has left means nothing.
+ */
+static inline int is_native(const struct binding *binding)
+{
+	return binding->native && *(const volatile __u64 *)&binding->generation;
+}
+
+/* On eth0, of somebody who is attached. */
 static inline struct address guest_address(const struct node_config *config,
 					   const struct binding *binding,
 					   __u8 family)
@@ -26,11 +34,11 @@ static inline struct address guest_address(const struct node_config *config,
 			     from_ipv4(config->guest_address);
 }
 
-/* The same, of IPv4 alone. */
+/* The same of anybody, and of IPv4 alone. */
 static inline __be32 guest_ipv4(const struct node_config *config,
 				const struct binding *binding)
 {
-	return binding->native ? binding->address : config->guest_address;
+	return is_native(binding) ? binding->address : config->guest_address;
 }
 
 #endif /* GUEST_H */

@@ -65,8 +65,8 @@ static inline int answer_nd(struct __sk_buff *skb,
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
 	if (is_set(source) && !is_link_local(source) &&
-	    !same_address(source, from->native ? &from->address6 :
-						 &config->guest_address6))
+	    !same_address(source, is_native(from) ? &from->address6 :
+						    &config->guest_address6))
 		return drop(skb, DIRECTION_TX, DROP_SPOOFED_ADDRESS);
 	if (question.nd.type == ROUTER_SOLICITATION) {
 		if (!same_address(destination, &group) &&

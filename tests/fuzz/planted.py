@@ -125,6 +125,18 @@ BUGS = (
         "field != fold(pseudo_sum(&source, &inner.destination,",
         "!fold(pseudo_sum(&source, &inner.destination,",
     ),
+    Bug(
+        "between two sandboxes of a node the receiver is taken for as native as the sender",
+        "bpf/lib/forward.h",
+        "reason = address_to_guest(skb, config, to_binding, inner,",
+        "reason = address_to_guest(skb, config, from, inner,",
+    ),
+    Bug(
+        "of a native guest what an attach that was cut short has left is believed",
+        "bpf/lib/guest.h",
+        "return binding->native && *(const volatile __u64 *)&binding->generation;",
+        "return binding->native;",
+    ),
 )
 
 

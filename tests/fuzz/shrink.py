@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tests.fuzz.compare import Comparison, Mismatch
 from tests.fuzz.traffic import SHORTEST, Item
-from tests.model.state import Binding, Config, Node
+from tests.model.state import NAMESPACE, Binding, Config, Node
 
 _TRIES = 3000
 
@@ -59,6 +59,12 @@ def _smaller_nodes(node: Node) -> Iterator[Node]:
             bindings = list(node.bindings)
             bindings[slot] = Binding()
             yield replace(node, bindings=tuple(bindings))
+    for slot, binding in enumerate(node.bindings):
+        for simpler in (replace(binding, native=False), replace(binding, kind=NAMESPACE)):
+            if simpler != binding:
+                bindings = list(node.bindings)
+                bindings[slot] = simpler
+                yield replace(node, bindings=tuple(bindings))
     plain = replace(Config(), vtep=node.config.vtep)
     if node.config != plain:
         yield replace(node, config=plain)

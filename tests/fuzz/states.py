@@ -7,8 +7,12 @@ from hypothesis import strategies as st
 
 from tests.model.state import (
     BLACKHOLE,
+    HOST_TAP,
     LOCAL,
+    NAMESPACE,
+    NO_MAC,
     REMOTE,
+    TAP,
     ZERO4,
     ZERO6,
     Binding,
@@ -57,7 +61,9 @@ _hosts6 = st.integers(1, 40).map(
 _seldom = st.sampled_from((False,) * 60 + (True,))
 _has = st.sampled_from(("4", "6", "46", "46", "46", "46", "46", "46"))
 _likely = st.sampled_from((True, True, False))
+_either = st.sampled_from((True, False))
 _often = st.sampled_from((False,) * 7 + (True,))
+_kinds = st.sampled_from((NAMESPACE, TAP, HOST_TAP))
 _path_mtus = st.sampled_from((0, 0, 0, 0, 1280, 1400))
 _mtus = st.sampled_from((0, 0, 0, 0, 1280, 1350, 1400, 1499, 1501, 9000))
 
@@ -96,8 +102,11 @@ def nodes(draw: st.DrawFn, families: str = "46", underlays: str = "46") -> Node:
     bindings: list[Binding] = []
     endpoints: dict[tuple[int, bytes], Endpoint] = {}
     for slot in range(SLOTS):
+        native, kind = draw(_either), draw(_kinds)
         if draw(_often):
-            bindings.append(Binding())
+            # What is left of an attach or a detach that was cut short means nothing.
+            left = (draw(_hosts4), draw(_hosts6), draw(_macs)) if native else (ZERO4, ZERO6, NO_MAC)
+            bindings.append(Binding(0, 0, *left, native, kind))
             continue
         vni = draw(st.sampled_from(vnis))
         has = draw(_has)
@@ -107,7 +116,7 @@ def nodes(draw: st.DrawFn, families: str = "46", underlays: str = "46") -> Node:
             address = draw(_hosts4) if "4" in families else ZERO4
             address6 = draw(_hosts6) if "4" not in families else ZERO6
         generation = next(generations)
-        bindings.append(Binding(generation, vni, address, address6, draw(_macs)))
+        bindings.append(Binding(generation, vni, address, address6, draw(_macs), native, kind))
         for own in (address, address6):
             if any(own):
                 endpoints[vni, own] = Endpoint(generation, slot)

@@ -26,7 +26,7 @@ from tests.fuzz.builder import (
     udp,
     udp_around,
 )
-from tests.model.state import ZERO4, ZERO6, Binding, Context, Node
+from tests.model.state import ZERO4, ZERO6, Binding, Context, Node, guest_address
 
 T = TypeVar("T")
 
@@ -441,9 +441,10 @@ class Traffic:
         if 4 not in self._families:
             return self._packet6(binding)
         config = self._node.config
-        source = config.guest
+        source = guest_address(config, binding, 4)
         if self._chance(0.04):
-            source = self._pick((binding.address, ZERO4, config.gateway, self._bytes(4)))
+            others = (binding.address, config.guest, ZERO4, config.gateway, self._bytes(4))
+            source = self._pick(others)
         destination = self._address(binding.vni, 4)
         return self._ethernet(TYPE4) + self._packet(4, source, destination)
 
@@ -451,15 +452,18 @@ class Traffic:
         if 6 not in self._families:
             return self._packet4(binding)
         config = self._node.config
-        source = config.guest6
+        source = guest_address(config, binding, 6)
         if self._chance(0.04):
-            source = self._pick((binding.address6, ZERO6, config.gateway6, self._bytes(16), *_ODD6))
+            others = (binding.address6, config.guest6, ZERO6, config.gateway6, self._bytes(16))
+            source = self._pick((*others, *_ODD6))
         destination = self._address(binding.vni, 6)
         return self._ethernet(TYPE6) + self._packet(6, source, destination)
 
     def _arp(self, binding: Binding) -> bytes:
         config = self._node.config
-        sender = config.guest if self._chance(0.85) else self._pick(_ODD4)
+        sender = guest_address(config, binding, 4)
+        if self._chance(0.15):
+            sender = self._pick((binding.address, *_ODD4))
         target = config.gateway if self._chance(0.8) else self._address(binding.vni, 4)
         mac = config.guest_mac if self._chance(0.95) else self._bytes(6)
         body = b"\0\1\x08\0\x06\x04\0" + bytes([1 if self._chance(0.9) else self._below(4)])
@@ -474,8 +478,9 @@ class Traffic:
         if 6 not in self._families:
             return self._arp(binding)
         config = self._node.config
-        target = config.gateway6 if self._chance(0.75) else self._pick((config.guest6, *_ODD6))
-        source = config.guest6 if self._chance(0.6) else self._pick((ZERO6, *_ODD6))
+        own = guest_address(config, binding, 6)
+        target = config.gateway6 if self._chance(0.75) else self._pick((own, *_ODD6))
+        source = own if self._chance(0.6) else self._pick((binding.address6, ZERO6, *_ODD6))
         group = bytes.fromhex("ff0200000000000000000001ff") + target[13:]
         destination = group if self._chance(0.6) else self._pick((target, *_ODD6))
         kind = self._pick((135, 135, 135, 133, 133, 134, 136, 137))
@@ -534,8 +539,9 @@ class Traffic:
             return self._solicitation(binding)
         config = self._node.config
         kind = self._pick((1, 1, 1, 3, 3, 3, 8, 4, 7, 2, 5, 13))
-        address = self._pick((config.guest, config.guest, ZERO4, self._bytes(4)))
-        client = self._pick((ZERO4, ZERO4, config.guest, self._bytes(4)))
+        own, other = guest_address(config, binding, 4), self._pick((config.guest, binding.address))
+        address = self._pick((own, own, other, ZERO4, self._bytes(4)))
+        client = self._pick((ZERO4, ZERO4, own, other, self._bytes(4)))
         options = b"\x63\x82\x53\x63" + bytes([53, 1, kind])
         for _ in range(self._below(5)):
             options += self._pick(
@@ -561,7 +567,7 @@ class Traffic:
         head += self._bytes(4) + bytes(2) + (b"\x80\0" if self._chance(0.5) else b"\0\0")
         relay = ZERO4 if self._chance(0.97) else self._bytes(4)
         body = head + client + ZERO4 + ZERO4 + relay + mac + bytes(10) + bytes(192) + options
-        source = self._pick((ZERO4, ZERO4, config.guest, client, self._bytes(4)))
+        source = self._pick((ZERO4, ZERO4, own, client, self._bytes(4)))
         destination = self._pick((b"\xff" * 4, b"\xff" * 4, config.gateway, self._pick(_ODD4)))
         ports = (68, 67) if self._chance(0.95) else self._ports()
         datagram = udp(source, destination, ports, body, mode=self._mode())

@@ -190,6 +190,8 @@ class UnderTest:
             vni=binding.vni,
             address=Bytes4(*binding.address),
             mac=Bytes6(*binding.mac),
+            native=binding.native,
+            kind=binding.kind,
             ifindex=self._node.slots[slot],
             address6=abi.Address.from_buffer_copy(binding.address6),
         )

@@ -7,7 +7,7 @@ would look like a duplicate.
 
 from __future__ import annotations
 
-from tests.model.state import ZERO4, Config, Drop
+from tests.model.state import ZERO4, Binding, Config, Drop, guest_address
 
 LENGTH = 28
 _QUESTION = bytes.fromhex("0001 0800 06 04 0001")
@@ -24,7 +24,7 @@ def answer(arp: bytes, mac: bytes) -> bytes:
     return _ANSWER + mac + arp[24:28] + arp[8:18]
 
 
-def answer_sandbox(config: Config, frame: bytes) -> bytes:
+def answer_sandbox(config: Config, binding: Binding, frame: bytes) -> bytes:
     """The frame that goes back to a sandbox. Raises Drop."""
     arp = frame[14 : 14 + LENGTH]
     if len(arp) < LENGTH:
@@ -33,7 +33,7 @@ def answer_sandbox(config: Config, frame: bytes) -> bytes:
         raise Drop("arp_refused")
     if arp[8:14] != config.guest_mac:
         raise Drop("spoofed_mac")
-    if arp[14:18] != config.guest:
+    if arp[14:18] != guest_address(config, binding, 4):
         raise Drop("spoofed_address")
     ethernet = config.guest_mac + config.gateway_mac + frame[12:14]
     return ethernet + answer(arp, config.gateway_mac) + frame[14 + LENGTH :]

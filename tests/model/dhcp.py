@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """DHCP for IPv4 (RFC 2131, 2132) as the programs answer it.
 
-There is one address to lease, the guest's, so nothing has to be remembered. An
-answer has one layout: an option that is not said is so many pads.
+There is one address to lease, the guest's (a native one has its own), so nothing has
+to be remembered. An answer has one layout: an option that is not said is so many pads.
 """
 
 from __future__ import annotations
 
 from tests.model.packet import UDP, Packet
-from tests.model.state import REDIRECT, ZERO4, Config, Drop, Outcome
+from tests.model.state import (
+    REDIRECT,
+    ZERO4,
+    Binding,
+    Config,
+    Drop,
+    Outcome,
+    guest_address,
+    is_native,
+)
 from tests.model.sums import checksum, ones, pseudo, put, word
 
 SERVER_PORT, CLIENT_PORT = 67, 68
@@ -38,9 +47,9 @@ def is_question(config: Config, packet: Packet) -> bool:
     )
 
 
-def answer(config: Config, packet: Packet) -> Outcome:
+def answer(config: Config, binding: Binding, packet: Packet) -> Outcome:
     """What goes back to the sandbox. Raises Drop."""
-    data = packet.data
+    data, guest = packet.data, guest_address(config, binding, 4)
     if packet.body != 20:
         raise Drop("dhcp_refused")
     if len(data) < 20 + _OPTIONS:
@@ -61,14 +70,15 @@ def answer(config: Config, packet: Packet) -> Outcome:
     if bootp[28:34] != config.guest_mac or datagram[_MAGIC:_OPTIONS] != MAGIC:
         raise Drop("dhcp_refused")
     client = bootp[12:16]
-    if packet.source not in (ZERO4, config.guest, client):
+    if packet.source not in (ZERO4, guest, client):
         raise Drop("spoofed_address")
     options = _options(datagram[_OPTIONS:])
-    kind = _answer_to(config, options, client)
-    message = _message(config, kind, bootp, options)
+    kind = _answer_to(config, guest, options, client)
+    netmask = EVERYBODY if is_native(binding) else config.netmask
+    message = _message(config, (guest, netmask), kind, bootp, options)
 
     everybody = kind == NAK or (client == ZERO4 and bool(bootp[10] & 0x80))
-    to = EVERYBODY if everybody else config.guest
+    to = EVERYBODY if everybody else guest
     mac = b"\xff" * 6 if everybody else config.guest_mac
     segment = bytearray(SERVER_PORT.to_bytes(2, "big") + CLIENT_PORT.to_bytes(2, "big"))
     segment += (8 + len(message)).to_bytes(2, "big") + b"\0\0" + message
@@ -104,29 +114,41 @@ def _options(field: bytes) -> dict[int, bytes]:
     raise Drop("dhcp_refused")
 
 
-def _answer_to(config: Config, options: dict[int, bytes], client: bytes) -> int:
-    """RFC 2131 section 4.3: the type of the answer. Raises Drop where none is due."""
+def _answer_to(config: Config, guest: bytes, options: dict[int, bytes], client: bytes) -> int:
+    """RFC 2131 section 4.3: the type of the answer. Raises Drop where none is due.
+
+    None is to a guest that has no address to give: a native one of IPv6 alone.
+    """
+    if guest == ZERO4:
+        raise Drop("dhcp_refused")
     kind = options.get(53, b"\0")[0]
     server = options.get(54, ZERO4)
     if server in (ZERO4, config.gateway):
         if kind == DISCOVER:
             return OFFER
-        if kind == INFORM and client == config.guest:
+        if kind == INFORM and client == guest:
             return ACK
         address = options.get(50, ZERO4)
         if address == ZERO4:
             address = client
         if kind == REQUEST and address != ZERO4:
-            return ACK if address == config.guest else NAK
+            return ACK if address == guest else NAK
     raise Drop("dhcp_refused")
 
 
-def _message(config: Config, kind: int, asked: bytes, options: dict[int, bytes]) -> bytes:
-    """RFC 2131 table 3."""
+def _message(
+    config: Config,
+    lease: tuple[bytes, bytes],
+    kind: int,
+    asked: bytes,
+    options: dict[int, bytes],
+) -> bytes:
+    """RFC 2131 table 3. `lease`: address and netmask."""
+    guest, netmask = lease
     leases = kind != NAK and options[53][0] != INFORM
     head = b"\x02\x01\x06\0" + asked[4:8] + b"\0\0" + asked[10:12]
     head += asked[12:16] if kind == ACK else ZERO4
-    head += (config.guest if leases else ZERO4) + ZERO4 + ZERO4
+    head += (guest if leases else ZERO4) + ZERO4 + ZERO4
     head += config.guest_mac + bytes(10) + bytes(192)
 
     said = bytes([53, 1, kind]) + _number(54, config.gateway)
@@ -135,7 +157,7 @@ def _message(config: Config, kind: int, asked: bytes, options: dict[int, bytes])
     if kind == NAK:
         said += bytes(12 + 4 + 10)
     else:
-        said += _number(1, config.netmask) + _number(3, config.gateway)
+        said += _number(1, netmask) + _number(3, config.gateway)
         said += bytes([26, 2]) + config.slot_mtu.to_bytes(2, "big")
         servers = b"".join(config.dns)
         said += (bytes([6, len(servers)]) + servers if servers else b"").ljust(10, b"\0")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from tests.model.packet import ICMP, Packet
 from tests.model.state import REDIRECT as TO_INTERFACE
-from tests.model.state import ZERO6, Config, Drop, Outcome
+from tests.model.state import ZERO6, Binding, Config, Drop, Outcome, guest_address
 from tests.model.sums import checksum, ones, pseudo
 
 ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT = 133, 134
@@ -103,10 +103,11 @@ def _options(field: bytes) -> list[int]:
     return found
 
 
-def answer_sandbox(config: Config, packet: Packet) -> Outcome:
+def answer_sandbox(config: Config, binding: Binding, packet: Packet) -> Outcome:
     """What goes back to a sandbox. Raises Drop."""
     message, source = read_question(packet), packet.source
-    if source not in (ZERO6, config.guest6) and not _is_link_local(source):
+    own = guest_address(config, binding, 6)
+    if source not in (ZERO6, own) and not _is_link_local(source):
         raise Drop("spoofed_address")
     if message[0] == ROUTER_SOLICITATION:
         if packet.destination not in (ALL_ROUTERS, config.gateway6):

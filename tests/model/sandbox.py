@@ -24,6 +24,7 @@ from tests.model.state import (
     Outcome,
     Route,
     Vtep,
+    guest_address,
     same_prefix,
     underlay_mtu,
 )
@@ -49,10 +50,10 @@ def _sends(node: Node, frame: bytes, context: Context) -> Outcome:
     if frame[6:12] != config.guest_mac:
         raise Drop("spoofed_mac")
     ethertype = word(frame, 12)
-    if ethertype == ARP:
-        answer = arp.answer_sandbox(config, frame)
-        return Outcome(REDIRECT, answer, events=("arp_answered",))
     binding = node.bindings[context.slot]
+    if ethertype == ARP:
+        answer = arp.answer_sandbox(config, binding, frame)
+        return Outcome(REDIRECT, answer, events=("arp_answered",))
     try:
         if ethertype not in (IPV4, IPV6):
             raise Drop("not_ip")
@@ -65,12 +66,12 @@ def _sends(node: Node, frame: bytes, context: Context) -> Outcome:
     if nd.is_membership(inner):
         raise Drop("group_membership")
     if nd.is_discovery(inner):
-        return nd.answer_sandbox(config, inner)
+        return nd.answer_sandbox(config, binding, inner)
     if dhcp.is_question(config, inner):
-        return dhcp.answer(config, inner)
+        return dhcp.answer(config, binding, inner)
     if not binding.generation:
         raise Drop("unbound")
-    if inner.source != (config.guest if inner.family == 4 else config.guest6):
+    if inner.source != guest_address(config, binding, inner.family):
         raise Drop("spoofed_address")
     if frame[0] & 1 or not packet.is_unicast(inner.destination):
         raise Drop("not_unicast")
@@ -112,9 +113,9 @@ def find_route(node: Node, vni: int, address: bytes) -> Route | None:
     return route
 
 
-def to_guest(config: Config, inner: Packet) -> bytes:
+def to_guest(config: Config, to: Binding, inner: Packet) -> bytes:
     """The frame that a sandbox receives: from its gateway, to its own address."""
-    guest = config.guest if inner.family == 4 else config.guest6
+    guest = guest_address(config, to, inner.family)
     data = translate.translate(inner, translate.DESTINATION, guest)
     return config.guest_mac + config.gateway_mac + TYPES[inner.family] + data
 
@@ -123,7 +124,7 @@ def _send_local(
     node: Node, frame: bytes, slot: int, inner: Packet, mine: bytes, to: Endpoint
 ) -> Outcome:
     inner.data = translate.translate(inner, translate.SOURCE, mine)
-    out = to_guest(node.config, inner)
+    out = to_guest(node.config, node.bindings[to.slot], inner)
     traffic = ((slot, "tx_local", inner.length), (to.slot, "rx_local", inner.length))
     return Outcome(REDIRECT, out, traffic=traffic)
 

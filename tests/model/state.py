@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 SHOT, REDIRECT, PASS_ON = 2, 7, -1  # verdicts
 
 REMOTE, LOCAL, BLACKHOLE = 1, 2, 3  # kinds of routes
+NAMESPACE, TAP, HOST_TAP = 0, 1, 2  # kinds of slots, which change nothing about a frame
 
 ZERO4, ZERO6 = bytes(4), bytes(16)
 NO_MAC = bytes(6)
@@ -51,13 +52,18 @@ class Config(_Brief):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Binding(_Brief):
-    """Who is in a slot. Generation 0: nobody."""
+    """Who is in a slot. Generation 0: nobody, whatever else is left of an attach or detach.
+
+    Native: its address in the VPC is its address on eth0 too.
+    """
 
     generation: int = 0
     vni: int = 0
     address: bytes = ZERO4  # all zero: has none
     address6: bytes = ZERO6
     mac: bytes = NO_MAC
+    native: bool = False
+    kind: int = NAMESPACE
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -104,6 +110,18 @@ class Node(_Brief):
     prefixes: dict[tuple[int, bytes, int], Route] = field(default_factory=dict)
     nexthops: dict[int, NextHop] = field(default_factory=dict)
     vteps: dict[bytes, Vtep] = field(default_factory=dict)
+
+
+def is_native(binding: Binding) -> bool:
+    """Whether the guest has its VPC addresses itself, as it may while it is attached."""
+    return binding.native and bool(binding.generation)
+
+
+def guest_address(config: Config, binding: Binding, family: int) -> bytes:
+    """What a sandbox has on eth0, or should; all zero: none of this family."""
+    if is_native(binding):
+        return binding.address if family == 4 else binding.address6
+    return config.guest if family == 4 else config.guest6
 
 
 # What the kernel's routes in the test namespace say: (prefix, bits, MTU of the

@@ -194,7 +194,7 @@ def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
     inner.data = clamped or inner.data
     return Outcome(
         REDIRECT,
-        to_guest(config, inner),
+        to_guest(config, node.bindings[to.slot], inner),
         traffic=((to.slot, "rx_remote", inner.length),),
         events=("mss_clamped",) if clamped else (),
     )

@@ -186,6 +186,31 @@ def test_quoted_udp_checksum_never_becomes_none(under_test: UnderTest, family: i
     assert outcome.frame[-2:] == b"\xff\xff"
 
 
+def test_what_a_cut_short_attach_has_left_is_nobodys(under_test: UnderTest):
+    """Who is not attached has the clone's address, whatever native one his slot's binding holds."""
+    config = Config()
+    mac, everybody = config.guest_mac, b"\xff" * 4
+    node = Node(bindings=(Binding(0, 43, ALICE, ALICE6, b"\x02\0\0\0\0\5", native=True),))
+    arp = b"\0\1\x08\0\x06\x04\0\1" + mac + GUEST + bytes(6) + config.gateway
+    routers = bytes.fromhex("ff020000000000000000000000000002")
+    message = builder.icmp6(GUEST6, routers, 133, 0, bytes(4))
+    bootp = b"\1\1\6\0" + bytes(24) + mac + bytes(202) + b"\x63\x82\x53\x63\x35\1\1\xff"
+    datagram = builder.udp(bytes(4), everybody, (68, 67), bootp)
+    asked = [
+        config.gateway_mac + mac + b"\x08\x06" + arp,
+        from_alice(builder.ipv6(GUEST6, routers, 58, message, ttl=255)),
+        from_alice(builder.ipv4(bytes(4), everybody, 17, datagram)),
+    ]
+
+    answers = [agreed(under_test, SANDBOX_TX, frame, node) for frame in asked]
+
+    events = [one.events[0] for one in answers]
+    assert events == ["arp_answered", "router_answered", "dhcp_answered"]
+    offer = answers[-1].frame
+    assert offer is not None
+    assert offer[14 + 28 + 16 : 14 + 28 + 20] == GUEST
+
+
 @pytest.mark.parametrize(
     "source", [bytes(10) + b"\xff\xff\x0a\0\1\5", REMOTE6], ids=["mapped", "plain"]
 )
