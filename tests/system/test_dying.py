@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from geneve_ebpf.loader.maps import Table
 from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import SlotState
 from lab.network import UPLINK, Lab, Node
-from tests.dying import AGENT, NODE_SETUP, SLOT_PROCESS, Killer, chosen
+from tests.dying import AGENT, EVERY_LINE, NODE_SETUP, SLOT_PROCESS, Killer, chosen
 from tests.nodes import PREFIX, Stream, eventually, ping
 from tests.watcher import tcx_programs
 
-pytestmark = pytest.mark.timeout(600)  # many starts of an agent
+pytestmark = pytest.mark.timeout(0 if EVERY_LINE else 600)  # many starts of an agent
 SLOTS = 2
 BLOCKS = {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"}
 BLOCKS6 = {"node1": "fd00:1:0:1::/64", "node2": "fd00:1:0:2::/64"}
@@ -344,6 +345,7 @@ def test_whoever_is_killed_leaves_nothing_half_done(scene, step):
     with Stream(Path(scene.one["slot"]["netns"]), Path(scene.two["slot"]["netns"]),
                 scene.two["address"]) as stream:  # fmt: skip
         numbers = chosen(len(lines), step.sample)
+        print(f"{len(lines)} lines, {len(numbers)} of them now")
         for line in numbers:
             step.before(scene)
             with scene.killer.armed(step.process, step.files, line, parent=step.parent):
@@ -382,8 +384,10 @@ def test_a_node_that_dies_on_its_way_up_or_down_comes_up_and_goes_whole():
         with killer.recording(NODE_SETUP, SETTING_UP) as to_go_down:
             down()
 
-        ways = zip(chosen(len(to_come_up), 3), chosen(len(to_go_down), 3), strict=False)
-        for line_up, line_down in ways:
+        ups, downs = chosen(len(to_come_up), 3), chosen(len(to_go_down), 3)
+        print(f"{len(to_come_up)} lines up and {len(to_go_down)} down, {len(ups)} of them now")
+        ways = max(len(ups), len(downs))  # the shorter list is gone through again
+        for line_up, line_down in islice(zip(cycle(ups), cycle(downs), strict=True), ways):
             with killer.armed(NODE_SETUP, SETTING_UP, line_up, parent=True):
                 up()
             assert killer.struck
