@@ -14,6 +14,7 @@ import gc
 import os
 import random
 import resource
+import secrets
 import signal
 import socket
 import sys
@@ -135,7 +136,7 @@ def down(settings: NodeSettings, *, force: bool = False) -> tuple[int, int]:
     """
     _require_root()
     namespaces.require_machine_mounts()
-    sandboxes = slots = 0
+    sandboxes = slots = generation = 0
     with _sole_agent(settings):
         try:
             dataplane = DataPlane.open(settings.run_directory, writable=False)
@@ -149,10 +150,13 @@ def down(settings: NodeSettings, *, force: bool = False) -> tuple[int, int]:
             with contextlib.closing(dataplane):
                 sandboxes = sum(1 for _ in dataplane.attachments())
                 slots = sum(1 for _ in dataplane.slots())
+                generation = dataplane.generation
         if not force:
             _refuse_in_use(sandboxes)
         tear_down(settings)
-        (settings.state_directory / ATTACHED).unlink(missing_ok=True)
+        with contextlib.closing(AttachedLog(settings.state_directory / ATTACHED)) as attached:
+            attached.read()
+            attached.forget(generation)
     return sandboxes, slots
 
 
@@ -207,11 +211,13 @@ class _Agent:
             self._config.filling,
         )
         self._pool = pool
-        started = time.time_ns()
-        self._events = Events(log, time.time, first=started // 1000)
+        self._events = Events(log, time.time, first=time.time_ns() // 1000)
         self._queue = Queue(Admission(loop.time))
         self._later = Later(
-            Operations(loop.time, time.time, random.random, prefix=f"op-{started // 10**9:x}"),
+            # Nobody who asks for an earlier agent's may get another's, whatever the clock says.
+            Operations(
+                loop.time, time.time, random.random, prefix=f"op-{secrets.token_hex(4)}"
+            ),
             self._queue,
             self._events,
             log,
@@ -264,7 +270,6 @@ class _Agent:
         listener = await loop.create_unix_server(
             self._server.connection, sock=listening, backlog=BACKLOG
         )
-        self._node.serving()
         gc.freeze()
         gc.set_threshold(*COLLECT)
         gc.enable()
@@ -388,7 +393,7 @@ class _Agent:
             self._going_down = False
             self._stop.set()
             raise
-        (self._settings.state_directory / ATTACHED).unlink(missing_ok=True)
+        self._node.forget()
         self._log.info("node-down", sandboxes=sandboxes, slots=slots, force=force)
         self._stop.set()
         return {"node": self._settings.name, "sandboxes": sandboxes, "slots": slots}

@@ -85,7 +85,8 @@ class Node:
         self._attached_log = attached_log
         self._later = later
         self.activity = Activity(dataplane.counters, time.time)
-        self.lost: list[Lost] = []  # attached before a reboot, or before their node vanished
+        # Attached before a reboot, or before their node vanished, and not seen to since.
+        self.lost: list[Lost] = []
         self._attachments: dict[str, Attachment] = {}
         self._prober: Prober | None = None  # made when it is first asked for
         # Why nothing new is taken in: it is being taken down, or is cordoned.
@@ -97,14 +98,15 @@ class Node:
         self._attachments = {one.sandbox: one for one in self.dataplane.attachments()}
         self.pool.adopt({one.slot for one in self._attachments.values()})
         now = time.monotonic()
+        latest = now + self.settings.address_rest
         for rest in self._rests.open(now):
-            self.desired.book(rest.vni).rest(rest.sandbox, rest.address, rest.until)
+            # Later is of another setting, or of a clock that has begun anew since.
+            until = min(rest.until, latest)
+            self.desired.book(rest.vni).rest(rest.sandbox, rest.address, until)
         # Detached just before the last agent was killed: not in its file yet.
         for sandbox, endpoint in self.dataplane.departed():
             for address in endpoint.addresses:
-                self.desired.book(endpoint.vni).rest(
-                    sandbox, address, now + self.settings.address_rest
-                )
+                self.desired.book(endpoint.vni).rest(sandbox, address, latest)
         for one in self._attachments.values():
             for address in one.endpoint.addresses:
                 self.desired.book(one.endpoint.vni).take(one.sandbox, address)
@@ -115,20 +117,16 @@ class Node:
             self._log.info(
                 "adopted", sandboxes=len(self._attachments), slots=slots, cut_short=cut_short
             )
-        same_boot, before = self._attached_log.read()
+        same_boot, before, lost = self._attached_log.read()
         self.dataplane.count_on_from(first_generation(time.time(), self._attached_log.generation))
         # Within one boot the maps last, and the file may lag behind them.
         if not same_boot or not slots:
-            self.lost = [one for one in before if one.sandbox not in self._attachments]
+            lost += before
+        self.lost = [one for one in lost if one.sandbox not in self._attachments]
+        # Before slots are made, which say that the maps are not new.
+        self._rewrite_attached()
         if self._cordon_file.exists():
             self.refuses = cordoned
-
-    def serving(self) -> None:
-        """Who was lost can be asked for from here on; to be called before anybody attaches.
-
-        Until then the file has them, for the next agent if this one does not come so far.
-        """
-        self._attached_log.rewrite(self._attachments.values(), self.dataplane.generation)
 
     # Sandboxes
 
@@ -260,7 +258,8 @@ class Node:
         parse_name(name, "sandbox")
         attachment = self._attachments.get(name)
         if attachment is None:
-            self._seen_to(name)
+            if self._seen_to(name) and self._attached_log.detached(name):
+                self._later(self._write_attached)
             return None
         if generation is not None and generation != attachment.generation:
             raise GeneveError(
@@ -324,14 +323,21 @@ class Node:
             and self._attachments.get(attachment.sandbox) is attachment
         )
 
-    def _seen_to(self, name: str) -> None:
-        """It was lost perhaps, and somebody has attached it again, or given it up."""
+    def _seen_to(self, name: str) -> bool:
+        """Somebody has attached it again, or given it up; whether it was lost."""
+        before = len(self.lost)
         self.lost = [one for one in self.lost if one.sandbox != name]
+        return len(self.lost) < before
 
     def _write_attached(self) -> None:
         self._attached_log.flush()
         if self._attached_log.full:
-            self._attached_log.rewrite(self._attachments.values(), self.dataplane.generation)
+            self._rewrite_attached()
+
+    def _rewrite_attached(self) -> None:
+        self._attached_log.rewrite(
+            self._attachments.values(), self.lost, self.dataplane.generation
+        )
 
     def count(self) -> int:
         """How many sandboxes are attached."""
@@ -402,6 +408,10 @@ class Node:
     def close(self) -> None:
         """The node is being taken down: from here on nobody is taken in."""
         self.refuses = closed
+
+    def forget(self) -> None:
+        """The node was taken down: nobody is attached and nobody lost."""
+        self._attached_log.forget(self.dataplane.generation)
 
     @property
     def _cordon_file(self) -> Path:

@@ -5,6 +5,7 @@ The maps are the record of what is attached, and end with the kernel. This is a
 file of lines in the state directory, appended to behind the answers and never
 synced: after a power cut the last ones may be missing. Its first line names the
 boot that the others are of, its second the last generation given before them.
+Who was lost before is in there until somebody has seen to it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from geneve_ebpf.model import Attachment
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # So many lines are appended before the file is written anew without the past.
 LINES_MAX = 50_000
+# The latest of those that were lost; a name that nobody ever uses again would stay for ever.
+LOST_MAX = 16_384
 
 
 class Lost(NamedTuple):
@@ -31,6 +34,14 @@ class Lost(NamedTuple):
     addresses: tuple[str, ...]
     slot: int
     generation: int
+
+
+class Record(NamedTuple):
+    """What the file says."""
+
+    same_boot: bool
+    attached: list[Lost]  # in that boot
+    lost: list[Lost]  # before it
 
 
 class AttachedLog:
@@ -45,55 +56,59 @@ class AttachedLog:
         self.full = False  # it is time for `rewrite`
         self.generation = 0  # the highest that `read` found
 
-    def read(self) -> tuple[bool, list[Lost]]:
-        """Whether the file is of this boot, and who was attached by its word."""
+    def read(self) -> Record:
+        """Whether the file is of this boot, who was attached by its word, and who was lost."""
         try:
             boot, *lines = self._path.read_text(errors="replace").splitlines()
         except (OSError, ValueError):
-            return True, []
+            return Record(True, [], [])
         attached: dict[str, Lost] = {}
+        lost: dict[str, Lost] = {}
         for line in lines:
             match line.split(" "):
                 case ["^", generation]:
                     with contextlib.suppress(ValueError):
                         self.generation = max(self.generation, int(generation))
-                case ["+", sandbox, vni, addresses, slot, generation]:
-                    with contextlib.suppress(ValueError):
-                        attached[sandbox] = Lost(
-                            sandbox,
-                            int(vni),
-                            tuple(addresses.split(",")),
-                            int(slot),
-                            int(generation),
-                        )
-                        self.generation = max(self.generation, attached[sandbox].generation)
+                case ["+" | "?" as sign, sandbox, *fields] if len(fields) == 4:
+                    one = _read(sandbox, *fields)
+                    if one is not None:
+                        lost.pop(sandbox, None)
+                        (attached if sign == "+" else lost)[sandbox] = one
+                        self.generation = max(self.generation, one.generation)
                 case ["-", sandbox]:
                     attached.pop(sandbox, None)
-        return boot == self._boot, list(attached.values())
+                    lost.pop(sandbox, None)
+        return Record(boot == self._boot, list(attached.values()), list(lost.values()))
 
     def attached(self, one: Attachment) -> bool:
         """Note an attach, to be written by `flush`. True if that has to be arranged for."""
         return self._note(one)
 
     def detached(self, sandbox: str) -> bool:
-        """Note a detach; as `attached`."""
+        """Note a detach, or that somebody who was lost is seen to; as `attached`."""
         return self._note(sandbox)
 
     def flush(self) -> None:
         """Write what was noted. A full disk costs a report after a reboot, nothing else."""
-        text = "".join([f"- {o}\n" if isinstance(o, str) else _line(o) for o in self._unwritten])
+        text = "".join(
+            [f"- {o}\n" if isinstance(o, str) else _line("+", _known(o)) for o in self._unwritten]
+        )
         self._unwritten.clear()
         with contextlib.suppress(OSError):
             if self._descriptor >= 0:
                 os.write(self._descriptor, text.encode())
         self.full = self._lines >= LINES_MAX
 
-    def rewrite(self, attachments: Iterable[Attachment], generation: int) -> None:
+    def rewrite(
+        self, attachments: Iterable[Attachment], lost: Sequence[Lost], generation: int
+    ) -> None:
         """Replace the file's content, or leave it be where there is no room for a new one.
 
         generation: the last one given, be it to somebody who is detached.
         """
-        lines = [f"{self._boot}\n", f"^ {generation}\n", *map(_line, attachments)]
+        lines = [f"{self._boot}\n", f"^ {generation}\n"]
+        lines += [_line("?", one) for one in lost[-LOST_MAX:]]
+        lines += [_line("+", _known(one)) for one in attachments]
         content = "".join(lines).encode()
         self._unwritten.clear()
         self._lines, self.full = len(lines), False
@@ -112,6 +127,15 @@ class AttachedLog:
             self.close()
             self._descriptor = descriptor
 
+    def forget(self, generation: int) -> None:
+        """The node was taken down: of all that was, its last generation alone is kept.
+
+        What `read` found counts too, for one whose maps could not be read.
+        """
+        known = max(generation, self.generation)
+        if known:
+            self.rewrite([], [], known)
+
     def close(self) -> None:
         """Write what was noted and close the file, which stays."""
         if self._unwritten:
@@ -126,6 +150,19 @@ class AttachedLog:
         return len(self._unwritten) == 1
 
 
-def _line(one: Attachment) -> str:
-    addresses = ",".join(map(str, one.endpoint.addresses))
-    return f"+ {one.sandbox} {one.endpoint.vni} {addresses} {one.slot} {one.generation}\n"
+def _known(one: Attachment) -> Lost:
+    addresses = tuple(map(str, one.endpoint.addresses))
+    return Lost(one.sandbox, one.endpoint.vni, addresses, one.slot, one.generation)
+
+
+def _line(sign: str, one: Lost) -> str:
+    addresses = ",".join(one.addresses)
+    return f"{sign} {one.sandbox} {one.vni} {addresses} {one.slot} {one.generation}\n"
+
+
+def _read(sandbox: str, vni: str, addresses: str, slot: str, generation: str) -> Lost | None:
+    """A line's fields, unless one of them is torn."""
+    try:
+        return Lost(sandbox, int(vni), tuple(addresses.split(",")), int(slot), int(generation))
+    except ValueError:
+        return None

@@ -38,6 +38,7 @@ SLOTS = 2
 BLOCKS = {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"}
 BLOCKS6 = {"node1": "fd00:1:0:1::/64", "node2": "fd00:1:0:2::/64"}
 VICTIM = "/v1/sandboxes/victim"
+GHOSTS = {"ghost", "shade"}
 
 ATTACHING = ("agent/service.py", "dataplane/plane.py", "control/addresses.py")
 MAKING = (
@@ -49,6 +50,7 @@ MAKING = (
 )
 DESTROYING = ("agent/slot_process.py", "host/slots/destroying.py", "dataplane/plane.py")
 SETTING_UP = ("dataplane/node_setup.py", "loader/hooks.py", "loader/kept.py", "loader/pins.py")
+REMEMBERING = ("control/attached_log.py", "agent/service.py")
 STARTING = (
     "agent/run.py",
     "agent/service.py",
@@ -304,6 +306,28 @@ def stop_before_upgrade(scene: Scene) -> None:
         pins.program(name).unlink(missing_ok=True)
 
 
+def stop_where_some_were_lost(scene: Scene) -> None:
+    """By the file, which is of an earlier boot then; whoever is in the maps was not lost."""
+    scene.lab.stop_agent(scene.node, signal.SIGKILL)
+    record = Path(scene.node.directory, "state", scene.node.name, "attached")
+    _, *lines = record.read_text().splitlines()
+    lines += [f"+ {name} 42 10.0.1.77 9 1" for name in GHOSTS]
+    record.write_text("\n".join(["an-earlier-boot", *lines, ""]))
+
+
+def are_known_and_let_go(scene: Scene) -> None:
+    """Who was lost; the next agent forgets whom this one was told to forget."""
+    assert set(scene.ask("GET", "/v1/node")["lost"]) == GHOSTS
+    for name in GHOSTS:
+        scene.ask("DELETE", f"/v1/sandboxes/{name}")
+    record = Path(scene.node.directory, "state", scene.node.name, "attached")
+    # Written behind the answers.
+    assert eventually(lambda: all(f"- {name}\n" in record.read_text() for name in GHOSTS))
+    scene.lab.stop_agent(scene.node, signal.SIGKILL)
+    scene.start()
+    assert scene.ask("GET", "/v1/node")["lost"] == []
+
+
 def start(scene: Scene) -> None:
     scene.lab.start_agent(scene.node)
     scene.wait_for_death()
@@ -322,6 +346,7 @@ STEPS = {
         SLOT_PROCESS, DESTROYING, detach, is_gone_and_rests, attach_and_settle, parent=True
     ),
     "adopt": Step(AGENT, STARTING, start, works_and_goes, stop_with_victim, sample=3),
+    "mourn": Step(AGENT, REMEMBERING, start, are_known_and_let_go, stop_where_some_were_lost),
     "upgrade": Step(
         NODE_SETUP, SETTING_UP, start, works_and_goes, stop_before_upgrade, parent=True, sample=3
     ),

@@ -25,35 +25,35 @@ def path(tmp_path):
 def test_those_who_were_attached_are_known_after_a_reboot(path, tmp_path):
     """Whoever was detached is not among them, and the boot is told apart."""
     log = AttachedLog(path)
-    log.rewrite([ONE], 7)
+    log.rewrite([ONE], [], 7)
     for note, one in ((log.attached, replace(ONE, sandbox="two")), (log.detached, "two")):
         note(one)
     log.close()
     other = tmp_path / "boot"
     other.write_text("another\n")
 
-    assert AttachedLog(path).read() == (True, [WRITTEN])
-    assert AttachedLog(path, other).read() == (False, [WRITTEN])
+    assert AttachedLog(path).read() == (True, [WRITTEN], [])
+    assert AttachedLog(path, other).read() == (False, [WRITTEN], [])
 
 
 def test_without_room_the_file_stays_and_nothing_stays_open(path):
     """The new one is on a device that is always full."""
     log = AttachedLog(path)
-    log.rewrite([ONE], 7)
+    log.rewrite([ONE], [], 7)
     path.with_suffix(".new").symlink_to("/dev/full")
     before = os.listdir("/proc/self/fd")
 
-    log.rewrite([], 7)
+    log.rewrite([], [], 7)
 
     assert os.listdir("/proc/self/fd") == before
     log.close()
-    assert AttachedLog(path).read() == (True, [WRITTEN])
+    assert AttachedLog(path).read() == (True, [WRITTEN], [])
 
 
 def test_the_highest_generation_is_known_though_its_sandbox_is_detached(path):
     """By its line, and when the file has been written anew without it."""
     log = AttachedLog(path)
-    log.rewrite([ONE], 8)
+    log.rewrite([ONE], [], 8)
     log.attached(replace(ONE, sandbox="two", generation=12))
     log.detached("two")
     log.close()
@@ -61,8 +61,38 @@ def test_the_highest_generation_is_known_though_its_sandbox_is_detached(path):
     again.read()
     assert again.generation == 12
 
-    again.rewrite([ONE], 12)
+    again.rewrite([ONE], [], 12)
     again.close()
     last = AttachedLog(path)
-    assert last.read() == (True, [WRITTEN])
+    assert last.read() == (True, [WRITTEN], [])
     assert last.generation == 12
+
+
+def test_who_was_lost_stays_in_the_file_until_seen_to(path):
+    """However often it is read and written; an attach or a detach of the name is seeing to it."""
+    lost = [WRITTEN._replace(sandbox=name) for name in ("two", "three", "four")]
+    log = AttachedLog(path)
+    log.rewrite([ONE], lost, 7)
+    log.close()
+
+    again = AttachedLog(path)
+    found = again.read()
+    assert found == (True, [WRITTEN], lost)
+    again.rewrite([ONE], found.lost, 7)
+    again.attached(replace(ONE, sandbox="two"))
+    again.detached("two")
+    again.detached("three")
+    again.close()
+
+    assert AttachedLog(path).read() == (True, [WRITTEN], lost[2:])
+
+
+def test_a_torn_line_is_nobody(path):
+    """A power cut took its end, or what was in its place."""
+    log = AttachedLog(path)
+    log.rewrite([ONE], [], 7)
+    log.close()
+    with path.open("a") as file:
+        file.write("+ two 100 10.0.0.3 x 8\n? three 100\n+ four 100 10.0")
+
+    assert AttachedLog(path).read() == (True, [WRITTEN], [])
