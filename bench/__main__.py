@@ -95,6 +95,14 @@ def arguments() -> argparse.Namespace:
     soak.add_argument(
         "--cycles", type=int, default=0, metavar="N", help="so many sandboxes instead; 100000, say"
     )
+    text = (
+        "sandboxes come and go for minutes: rate, CPU and the kernel's lock a life, ours and pooled"
+    )
+    sustained = commands.add_parser("sustained", help=text, description=text)
+    sustained.add_argument("--json", metavar="FILE", help="write the record here; - is stdout")
+    sustained.add_argument(
+        "--minutes", type=float, default=10, metavar="N", help="of each (default: %(default)s)"
+    )
     text = "all benches, and a page with their plots"
     every = commands.add_parser("all", help=text, description=text)
     every.add_argument("--report", type=Path, required=True, metavar="DIR", help="write it here")
@@ -177,6 +185,10 @@ def measure(asked: argparse.Namespace) -> None:
         from bench import soak
 
         soak.main(asked.json, asked.minutes, asked.cycles)
+    elif asked.bench == "sustained":
+        from bench import sustained
+
+        sustained.main(asked.json, asked.minutes)
     elif asked.bench == "sim":
         from bench.sim import report as simulation
 
