@@ -18,7 +18,7 @@ from geneve_ebpf.agent.config import Filling, Placement
 from geneve_ebpf.client import AgentClient
 from geneve_ebpf.dataplane import tear_down
 from geneve_ebpf.errors import GeneveError
-from geneve_ebpf.model import NodeSettings
+from geneve_ebpf.model import NodeSettings, SlotKind
 
 PATIENCE = 900.0  # seconds for thousands of slots
 VPC, VNI = "blue", 4242
@@ -157,11 +157,12 @@ def served(
     root: Path,
     slots: int,
     *,
+    kind: SlotKind = SlotKind.NAMESPACE,
     placement: Placement | None = None,
     filling: Filling | None = None,
 ) -> Iterator[Served]:
     """A node whose agent was started; it and all it made are gone at the end."""
-    settings = replace(settings_of(node, name, root, slots), metrics_listen=METRICS)
+    settings = replace(settings_of(node, name, root, slots, kind), metrics_listen=METRICS)
     with AgentClient(settings.run_directory / "api.sock", timeout=120) as client:
         made = Served(
             settings,

@@ -12,15 +12,17 @@ import os
 import signal
 import socket
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench import harness, machine
+from bench.beside import beside
 from bench.harness import Row
 from bench.ours import run_root
-from bench.served import VPC, Served, served
+from bench.served import METRICS, VPC, Served, served
 from bench.testbed import (
     BenchError,
     Node,
@@ -35,29 +37,39 @@ from geneve_ebpf.agent.config import Filling, Placement
 from geneve_ebpf.host import namespaces
 from geneve_ebpf.loader import bpf
 from geneve_ebpf.loader.pins import Pins
+from geneve_ebpf.model import SlotKind
 
 FEW = 64  # slots of the node beside, and of the full one when it is not to refill
 PAIRS = 50  # attaches of each contestant in a round
 PACKETS = 2000
 IDLE_SECONDS = 10.0
 REFILL = 100.0  # slots a second
+AT_RATE = 1000  # attaches at that rate; fewer where there are few slots
+SCRAPE_EVERY = 1.0  # seconds
+SETTLED = 512  # KB that the kernel may still give back in half a second
 _BPF_ENABLE_STATS = 32
+
+TAPS = {"tap": SlotKind.TAP, "host_tap": SlotKind.HOST_TAP}
 
 PAIRS_TO_COMPARE = (
     ("attach.slot_last", "attach.slot_first"),
     ("attach.many", "attach.few"),
     ("attach.refill", "attach.calm"),
+    ("attach.refill_across", "attach.calm_across"),
     ("packet.slot_last", "packet.slot_first"),
     ("slots.memory_each", "floor.namespace_each"),
+    *((f"slots.memory_each_{name}", "slots.memory_each") for name in TAPS),
 )
 NOTES = (
-    "slots.fill: from starting the agent until all are ready, its programs kept from before.",
+    "slots.fill: from starting the agent until all are ready, its programs kept from before."
+    " …_tap: with a tap in the namespace; …_host_tap: a tap in the node's.",
     "slots.memory_each: Slab and Percpu of the machine over the slots made, after a settle;"
     " floor.namespace_each the same of network namespaces with nothing in them.",
     "attach.*: through the socket, the caller beside the agent on one CPU. slot_first and"
     " slot_last: slots of the lowest and the highest number; few and many: two nodes, by turns.",
-    f"attach.refill: with slots made at {REFILL:.0f} a second and as many detached;"
-    " attach.calm: at the same rate, with neither.",
+    f"attach.refill: with slots made at {REFILL:.0f} a second, as many detached, and a scrape a"
+    " second; attach.calm: at the same rate, with none of them. …_across: the caller is on the"
+    " CPU of the slot process and the exporter.",
     "packet.*: sandbox_tx for one 64-byte datagram to a neighbour, by bpf_stats.",
     "restart: from starting an agent over the attached sandboxes of one that was killed until"
     " it has answered an attach. destroy: from the first detach until the last interface is gone.",
@@ -94,7 +106,9 @@ def main(json_file: str | None, rounds: int, slots: int) -> None:
         few.rest()  # its programs are kept now, and no round pays for the compiler
         for number in range(1, rounds + 1):
             harness.say(f"round {number} of {rounds}")
-            one_round(rows, left, few, root, slots, first)
+            one_round(rows, left, few, root, slots, (first, second))
+            for name, kind in TAPS.items():
+                fill(rows, left, few, root, slots, name, kind)
     harness.report(
         "slots",
         about,
@@ -106,8 +120,33 @@ def main(json_file: str | None, rounds: int, slots: int) -> None:
     )
 
 
-def one_round(rows: Rows, node: Node, few: Served, root: Path, slots: int, cpu: int) -> None:
+def fill(
+    rows: Rows, node: Node, few: Served, root: Path, slots: int, name: str, kind: SlotKind
+) -> None:
+    """Slots of another kind: made, and undone."""
+    before = kernel_kilobytes()
+    filling = Filling(low_watermark=0, refill_rate=REFILL)
+    began = time.perf_counter()
+    with served(
+        node, name, root, slots, kind=kind, placement=few.placement, filling=filling
+    ) as full:
+        full.wait("ready", slots)
+        rows.add(f"slots.fill_{slots}_{name}", "s", [time.perf_counter() - began])
+        settle()
+        rows.add(f"slots.memory_each_{name}", "KB", [(kernel_kilobytes() - before) / slots])
+        full.make_vpc()
+        full.attach("one")
+        kinds = {one["slot"]["kind"] for one in everybody(full)}
+        if kinds != {kind.value}:
+            raise BenchError(f"slots are of kind {', '.join(kinds)}, not {kind.value}")
+    settle()
+
+
+def one_round(
+    rows: Rows, node: Node, few: Served, root: Path, slots: int, cpus: tuple[int, int]
+) -> None:
     """From nothing to a full node, and back."""
+    cpu, across = cpus
     rows.add("floor.namespace_each", "KB", [namespaces_each(root, min(slots, 1000))])
     before = kernel_kilobytes()
     filling = Filling(low_watermark=0, refill_rate=REFILL)
@@ -123,10 +162,13 @@ def one_round(rows: Rows, node: Node, few: Served, root: Path, slots: int, cpu: 
                 lambda turn: full.attach(f"first-{turn}", turn),
                 lambda turn: full.attach(f"last-{turn}", slots - 1 - turn),
             )
-            busy = refilling(full)
         rows.add("attach.slot_first", "us", first)
         rows.add("attach.slot_last", "us", last)
-        rows.add("attach.refill", "us", busy)
+        samples = min(AT_RATE, slots // 8)
+        for name, place in (("attach.refill", cpu), ("attach.refill_across", across)):
+            with beside(scraper, SCRAPE_EVERY, node.netns, across) as scrapes, pinned(place):
+                rows.add(name, "us", refilling(full, samples))
+            rows.add(f"scrape.{name.partition('.')[2]}", "ms", [one / 1000 for one in scrapes])
         # The same slots, and nobody who makes more: more are ready than are wanted.
         full.end(signal.SIGTERM)
         full.start(FEW)
@@ -134,13 +176,17 @@ def one_round(rows: Rows, node: Node, few: Served, root: Path, slots: int, cpu: 
         many = full.counts()["ready"] - 2 * PAIRS - 1
         few.rest()  # on a connection of now: the agent has closed the one that was idle
         with pinned(cpu):
-            for number in range(many - 2 * PAIRS):
+            calm = at_rate(lambda turn: full.attach(f"calm-{turn}"), samples)
+        with pinned(across):
+            calm_across = at_rate(lambda turn: full.attach(f"across-{turn}"), samples)
+        with pinned(cpu):
+            for number in range(many - 2 * samples):
                 full.attach(f"many-{number}")
-            calm = at_rate(lambda turn: full.attach(f"calm-{turn}"), 2 * PAIRS)
             of_many, of_few = by_turns(
                 lambda turn: full.attach(f"more-{turn}"), lambda turn: few.attach(f"few-{turn}")
             )
         rows.add("attach.calm", "us", calm)
+        rows.add("attach.calm_across", "us", calm_across)
         rows.add("attach.many", "us", of_many)
         rows.add("attach.few", "us", of_few)
         for turn in range(PAIRS):
@@ -191,7 +237,7 @@ def at_rate(one: Callable[[int], float], count: int) -> list[float]:
     return taken
 
 
-def refilling(node: Served) -> list[float]:
+def refilling(node: Served, samples: int) -> list[float]:
     """What attaches take at the rate of the refill, each followed by a detach."""
 
     def one(turn: int) -> float:
@@ -199,7 +245,19 @@ def refilling(node: Served) -> list[float]:
         node.detach(f"busy-{turn}")
         return taken
 
-    return at_rate(one, 3 * PAIRS)[PAIRS:]  # the first ones came before the refill ran
+    return at_rate(one, PAIRS + samples)[PAIRS:]  # the first ones came before the refill ran
+
+
+def scraper() -> Callable[[], None]:
+    """Fetch all metrics, as Prometheus does."""
+    url = f"http://{METRICS}/metrics"
+
+    def scrape() -> None:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            if b"geneve_ebpf_slots" not in answer.read():
+                raise BenchError(f"{url} has no metrics of slots")
+
+    return scrape
 
 
 def everybody(node: Served) -> list[dict[str, Any]]:
@@ -274,5 +332,11 @@ def namespaces_each(root: Path, count: int) -> float:
 
 
 def settle() -> None:
-    """Wait until the kernel has done what it does later: at most some seconds."""
+    """Wait until the kernel has done what it does later, memory that it gives back last: at most
+    some seconds."""
     machine.settle(10)
+    for _ in range(20):
+        before = kernel_kilobytes()
+        time.sleep(0.5)
+        if abs(kernel_kilobytes() - before) < SETTLED:
+            return

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import beds, machines, wire
+from bench import beds, machines, slots, wire
+from bench.beside import beside
 from bench.compiled import compiled
-from bench.testbed import BenchError
+from bench.ours import run_root
+from bench.served import served
+from bench.testbed import BenchError, two_nodes
 
 QUICK = [work for work in wire.WORKS if work.name in ("tcp1", "udp64", "rr", "connect")]
 
@@ -81,6 +84,23 @@ def test_bytes_that_did_not_pass_the_taps_are_found_out(program: Path) -> None:
         astray = replace(bed, check=idle.check)
         with pytest.raises(BenchError, match=r"the taps carried \d+ and \d+ bytes, not"):
             wire.measured(program, work, "bare_veth", astray, CPUS, wire.Side(), 1)
+
+
+@pytest.mark.parametrize("name", slots.TAPS)
+def test_a_node_is_filled_with_taps(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Of the kind that the row names; and its metrics can be scraped meanwhile."""
+    monkeypatch.setattr(slots, "settle", lambda: None)  # no figure counts here
+    rows = slots.Rows()
+    with two_nodes("fill") as (left, right), run_root() as root:
+        with served(right, "few", root, 2) as few:
+            few.rest()
+            with beside(slots.scraper, 1, right.netns) as scrapes:
+                slots.fill(rows, left, few, root, 4, name, slots.TAPS[name])
+        left_over = list((root / name).glob("netns/*"))
+
+    assert set(rows.rows) == {f"slots.fill_4_{name}", f"slots.memory_each_{name}"}
+    assert scrapes
+    assert left_over == []
 
 
 def test_every_ratio_is_of_two_rows_that_are_taken() -> None:
