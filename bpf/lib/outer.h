@@ -197,7 +197,14 @@ static inline long write_front(struct __sk_buff *skb,
 		front.ip.protocol = IPPROTO_UDP;
 		front.ip.saddr = config->vtep.word[3];
 		front.ip.daddr = envelope->vtep->word[3];
-		front.ip.check = (__be16)~header_sum(&front.ip);
+		/* From what went in: to read words back that were just written
+		 * in pieces makes the CPU wait.
+		 */
+		front.ip.check = (__be16)~fold(
+			(__u64)to_be16(0x4500) + to_be16(envelope->ecn) +
+			to_be16((__u16)length) + to_be16(IP_DF) +
+			to_be16(OUTER_TTL << 8 | IPPROTO_UDP) +
+			config->vtep.word[3] + envelope->vtep->word[3]);
 		make_tunnel(&front.tunnel, config, envelope,
 			    length - sizeof(front.ip));
 		if (inner)
