@@ -7,10 +7,8 @@ has been merged on the way.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import select
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -38,15 +36,13 @@ from tests.nodes import (
     six,
     two_nodes,
 )
+from tests.offloads import SUPERPACKETS, SegmentSizes, complaints, kernel_log
 from tests.packets import TCP, UDP, Ether, Packet, Raw, faults, in_vpc, ip_header, on_wire
-from tests.patience import PATIENCE
-from tests.system.test_offloads import COMPLAINT, SegmentSizes, kernel_log
-from tests.system.test_tap import _TUNSETOFFLOAD, OWN, Tap
+from tests.tap import CHECKSUM, OWN, TSO, Tap
 from tests.wire import Capture, Captured, parse_ethernet, parse_ip, parse_tunnel
 
 DATA = os.urandom(1 << 16) * 32  # 2 MiB
 DIGEST = hashlib.sha256(DATA).hexdigest()
-SUPERPACKETS = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
 
 
 def look(node: Node, merge: str = "auto") -> Merged:
@@ -80,7 +76,7 @@ def ends(bed: Bed) -> Iterator[tuple[Sandbox, Sandbox]]:
     said = kernel_log()
     yield a.sandbox(BLUE, "10.0.1.5"), b.sandbox(BLUE, "10.0.2.5")
     bed.clear()
-    assert [line for line in kernel_log() - said if COMPLAINT.search(line)] == []
+    assert complaints(said) == []
 
 
 def test_segments_on_the_wire_arrive_merged_and_in_order(
@@ -275,28 +271,25 @@ def test_a_wrong_checksum_stays_wrong(bed: Bed, ends: tuple[Sandbox, Sandbox]) -
 
 
 @pytest.mark.parametrize("kind", ["tap", "host-tap"])
-@pytest.mark.parametrize("offloads", [0, 7], ids=["none", "checksums-and-tso"])
+@pytest.mark.parametrize("offloads", [0, CHECKSUM | TSO], ids=["none", "checksums-and-tso"])
 def test_a_machine_gets_what_its_tap_takes(bed: Bed, kind: str, offloads: int) -> None:
     """Merged on the uplink, and cut up again for a device that takes no superpackets; each byte in
     its place, each checksum right, or left to the machine if it said that it makes them."""
-    machine, wire = Tap(bed.nodes[1], kind, offload=False), Wire(bed)
-    fcntl.ioctl(machine._fd, _TUNSETOFFLOAD, offloads)
+    machine, wire = Tap(bed.nodes[1], kind, offloads=offloads), Wire(bed)
     seen, came, said = bed.nodes[1].capture(), b"", kernel_log()
     try:
         wire.carry([wire.frame(segment, vni=BLUE) for segment in wire.segments(8, OWN)])
 
         while len(came) < 8000:
-            assert select.select([machine._fd], [], [], 2 * PATIENCE)[0]
-            data = os.read(machine._fd, 1 << 17)
-            flags, merged = data[0], data[1]
-            if not merged:
-                assert len(data) <= 10 + 14 + 1450
-                assert flags & 1 or faults(data[10:]) == []
-            assert offloads or not (flags & 1 or merged)
-            came += parse_ip(parse_ethernet(data[10:]).payload).payload[20:]
+            received = machine.receive()
+            if not received.merged:
+                assert len(received.frame) <= 14 + 1450
+                assert received.start or faults(received.frame) == []
+            assert offloads or not (received.start or received.merged)
+            came += parse_ip(parse_ethernet(received.frame).payload).payload[20:]
         assert came == b"".join(bytes([n]) * 1000 for n in range(8))
         assert len([one for one in seen.frames() if not one.outgoing]) < 8  # it was merged before
-        assert [line for line in kernel_log() - said if COMPLAINT.search(line)] == []
+        assert complaints(said) == []
     finally:
         machine.close()
         bed.clear()

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import socket
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,21 +24,18 @@ from tests.nodes import (
     eventually,
     family_of,
     introduce,
-    run,
     send_tcp,
     set_features,
     six,
     two_nodes,
 )
+from tests.offloads import SUPERPACKETS, SegmentSizes, complaints, kernel_log
 from tests.wire import Captured, Tunnel, parse_ethernet, parse_ip, parse_tunnel, parse_udp
 
 DATA = os.urandom(1 << 16) * 32  # 2 MiB
 DIGEST = hashlib.sha256(DATA).hexdigest()
 ETHERNET = 14
-SUPERPACKETS = ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
 UDP_SEGMENT = 103
-SOL_PACKET, PACKET_VNET_HEADER, SO_RCVBUFFORCE = 263, 15, 33
-COMPLAINT = re.compile(r"WARNING:|BUG:|bad gso|hw csum failure|Call Trace|caps=")
 
 
 @dataclass(frozen=True)
@@ -96,12 +91,7 @@ def ends(bed: Bed, families: Families) -> Iterator[tuple[Sandbox, Sandbox]]:
     bed.clear()
     for node in bed.nodes:
         features(node, "on", "tx", *SUPERPACKETS)
-    assert [line for line in kernel_log() - said if COMPLAINT.search(line)] == []
-
-
-def kernel_log() -> set[str]:
-    """All lines that the kernel has written so far and still has, with their times."""
-    return set(run("dmesg").splitlines())
+    assert complaints(said) == []
 
 
 def features(node: Node, value: str, *names: str) -> None:
@@ -217,28 +207,6 @@ def test_large_frames_cross_whole_where_the_wire_takes_them(
     # As the sender cut them: who forwards such a frame cuts it by this size again.
     assert sizes.seen() == {families.mtu - (20 if families.inside == 4 else 40) - 32}
     assert bed.nodes[0].drops() == bed.nodes[1].drops() == {}
-
-
-class SegmentSizes:
-    """Listens on a sandbox's eth0 for how long the segments of GSO frames are, by the kernel."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._socket = sandbox.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        self._socket.setsockopt(SOL_PACKET, PACKET_VNET_HEADER, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
-        self._socket.bind(("eth0", 0x0003))
-
-    def seen(self) -> set[int]:
-        """Of the frames that came in since the start."""
-        found = set()
-        while True:
-            try:
-                data, (_, _, kind, *_) = self._socket.recvfrom(64, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return found
-            size = int.from_bytes(data[4:6], sys.byteorder)  # struct virtio_net_hdr
-            if kind != socket.PACKET_OUTGOING and data[1] and size:
-                found.add(size)
 
 
 def test_without_tunnel_segmentation_the_wire_has_segments_and_the_sandbox_merges_them(

@@ -7,80 +7,19 @@ and reads what comes back the same way.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import select
-import struct
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
-from geneve_ebpf.host import namespaces, slots, taps
-from geneve_ebpf.model import Endpoint, endpoint_mac, ip_address
-from tests.nodes import BLUE, Bed, Node, set_features, six, two_nodes
+from geneve_ebpf.model import ip_address
+from tests.nodes import BLUE, Bed, set_features, six, two_nodes
 from tests.packets import ICMP, TCP, UDP, Ether, ICMPv6PacketTooBig, Packet, Raw, faults, from_guest
-from tests.patience import PATIENCE
+from tests.tap import CHECKSUM, OWN, Received, Tap
 
-OWN = "10.0.1.5"
 ADDRESSES = {4: "10.0.2.5", 6: six("10.0.2.5")}
 MTU = 1450
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
-
-_TUNSETOFFLOAD = 0x400454D0
-_OFFLOAD_CHECKSUM = 1
-_HEADER = struct.Struct("=BBHHHH")  # flags, GSO type, header, segment, sum's start, its offset
-_NEEDS_CHECKSUM, _GSO_TCP = 1, {4: 1, 6: 4}
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A frame that came out of the tap, and where its checksum is to be completed; 0: nowhere."""
-
-    frame: bytes
-    start: int
-    field: int
-
-
-class Tap:
-    """The machine's end of its network interface."""
-
-    def __init__(self, node: Node, kind: str, *, offload: bool) -> None:
-        self.node = node
-        self.slot = node.tap_slot(kind)
-        with namespaces.entering(node.netns if kind == "host-tap" else node.place.netns(self.slot)):
-            name = node.host_interface(self.slot) if kind == "host-tap" else slots.TAP
-            self._fd = taps.open_tap(name)
-        fcntl.ioctl(self._fd, _TUNSETOFFLOAD, _OFFLOAD_CHECKSUM if offload else 0)
-        own, own6 = ip_address(OWN), ip_address(six(OWN))
-        node.plane.attach(self.slot, "machine", Endpoint(BLUE, own, endpoint_mac(own), own6))
-
-    def close(self) -> None:
-        """Switch it off."""
-        os.close(self._fd)
-
-    def send(self, frame: bytes, *, start: int = 0, offset: int = 0, segment: int = 0) -> None:
-        """
-        A frame whose checksum, if `start` says where, is not made yet; with `segment`, GSO.
-
-        Not one sooner after another than a sandbox gets answers about them.
-        """
-        time.sleep(0.01)
-        kind = _GSO_TCP[6 if frame[12:14] == b"\x86\xdd" else 4] if segment else 0
-        flags = _NEEDS_CHECKSUM if start else 0
-        header = start + 20 if segment else 0
-        os.write(self._fd, _HEADER.pack(flags, kind, header, segment, start, offset) + frame)
-
-    def receive(self) -> Received:
-        """The next frame. Fails if none comes."""
-        assert select.select([self._fd], [], [], 2 * PATIENCE)[0]
-        data = os.read(self._fd, 1 << 17)
-        flags, kind, _, _, start, offset = _HEADER.unpack_from(data)
-        assert kind == 0
-        if not flags & _NEEDS_CHECKSUM:
-            start = offset = 0
-        return Received(data[_HEADER.size :], start, start + offset)
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +37,10 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[False, True], ids=["offload-off", "offload-on"])
+@pytest.fixture(params=[0, CHECKSUM], ids=["offload-off", "offload-on"])
 def tap(request: pytest.FixtureRequest, bed: Bed, kind: str) -> Iterator[Tap]:
     """Whether the machine takes frames whose checksums are not made."""
-    made = Tap(bed.nodes[0], kind, offload=request.param)
+    made = Tap(bed.nodes[0], kind, offloads=request.param)
     yield made
     made.close()
     bed.clear()
@@ -136,6 +75,7 @@ def finished(received: Received) -> bytes:
 
 def assert_told(received: Received, sent: bytes) -> None:
     """The error about this frame, right in every checksum, now and completed."""
+    assert not received.merged
     assert faults(received.frame) == []
     assert faults(finished(received)) == []
     frame = Ether(received.frame)
