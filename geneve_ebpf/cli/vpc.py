@@ -37,11 +37,11 @@ def create(
 
 @app.command("list", cls=Command)
 def list_() -> None:
-    """All VPCs of this node."""
+    """All VPCs of this node, and how many sandboxes are attached to each."""
     with agent() as client:
         _, answer = client.request("GET", "/v1/vpcs")
-    rows = [(vpc["name"], vpc["vni"], vpc["prefixes"]) for vpc in answer["vpcs"]]
-    output.emit(answer, *output.table(("NAME", "VNI", "PREFIXES"), rows))
+    rows = [(vpc["name"], vpc["vni"], vpc["sandboxes"], vpc["prefixes"]) for vpc in answer["vpcs"]]
+    output.emit(answer, *output.table(("NAME", "VNI", "SANDBOXES", "PREFIXES"), rows))
 
 
 @app.command(cls=Command)

@@ -266,6 +266,8 @@ def test_a_sandbox_gets_one_address_of_each_family_or_those_it_names(bench, dual
         found = dual.must("GET", f"/v1/routes?vpc=both&address={address}")
         assert found["sandbox"] == "a"
     assert dual.must("GET", "/v1/vpcs/both")["sandboxes"] == 1
+    listed = {one["name"]: one["sandboxes"] for one in dual.must("GET", "/v1/vpcs")["vpcs"]}
+    assert listed == {"blue": 0, "red": 0, "both": 1}
 
 
 @pytest.mark.parametrize(

@@ -194,8 +194,8 @@ REMOTE = {**ROUTE}
         (
             ["vpc", "list"],
             ("GET", "/v1/vpcs", None),
-            answer("200 OK", {"vpcs": [{"name": "blue", **VPC}]}),
-            "NAME   VNI  PREFIXES\nblue  4097  10.0.0.0/16\n",
+            answer("200 OK", {"vpcs": [{"name": "blue", **VPC, "sandboxes": 12}]}),
+            "NAME   VNI  SANDBOXES  PREFIXES\nblue  4097         12  10.0.0.0/16\n",
         ),
         (
             ["vpc", "show", "blue"],
@@ -633,7 +633,7 @@ def spawn(*words, environment=None, **options):
 
 def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
     """`geneve-ebpf list | head -0` leaves no traceback."""
-    rows = {"vpcs": [{"name": f"vpc{n}", **VPC} for n in range(5000)]}
+    rows = {"vpcs": [{"name": f"vpc{n}", **VPC, "sandboxes": 0} for n in range(5000)]}
     reader, writer = os.pipe()
     os.close(reader)
     with peer(tmp_path, [answer("200 OK", rows)]) as served:

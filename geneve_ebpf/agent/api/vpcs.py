@@ -40,16 +40,19 @@ class Vpcs:
 
     def _list_vpcs(self, call: Call) -> Answer:
         vpcs = sorted(self._shared.node.desired.state.vpcs.items())
-        return json_answer(
-            200, {"schema": schema("vpcs"), "vpcs": [vpc_json(vpc) for _, vpc in vpcs]}
-        )
+        listed = [vpc_json(vpc) | {"sandboxes": self._sandboxes(vpc)} for _, vpc in vpcs]
+        return json_answer(200, {"schema": schema("vpcs"), "vpcs": listed})
 
     def _get_vpc(self, call: Call) -> Answer:
         state = self._shared.node.desired.state
         vpc = state.vpc(parse_name(call.name))
-        sandboxes = len(self._shared.node.desired.book(vpc.vni).sandboxes())
-        more: Json = {"sandboxes": sandboxes, "routes": sum(1 for _ in state.routes(vpc.name))}
+        routes = sum(1 for _ in state.routes(vpc.name))
+        more: Json = {"sandboxes": self._sandboxes(vpc), "routes": routes}
         return json_answer(200, {"schema": schema("vpc")} | vpc_json(vpc) | more)
+
+    def _sandboxes(self, vpc: Vpc) -> int:
+        """How many are attached."""
+        return len(self._shared.node.desired.book(vpc.vni).sandboxes())
 
     async def _post_vpc(self, call: Call) -> Answer:
         return await self._create_vpc(call, vpc_of(requests.VPC_NAMED(call.request.body)))
