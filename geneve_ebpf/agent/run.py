@@ -417,13 +417,17 @@ def _sole_agent(settings: NodeSettings) -> Iterator[None]:
     """Hold the node's lock, which the kernel lets go of when this process ends."""
     directory = settings.run_directory
     path = directory / "agent.lock"
+    # The socket's mode says who may speak; a service's umask would shut its group out up here.
+    before = os.umask(0o022)
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+        directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise GeneveError(
             Code.NODE_SETUP, f"cannot make {directory}: {error.strerror}", hint="see node.run_root"
         ) from None
+    finally:
+        os.umask(before)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,6 +23,7 @@ SCRAPE = """
 from urllib.request import urlopen
 print(urlopen("http://127.0.0.1:16081/metrics", timeout=10).read().decode())
 """
+GROUP = 54321  # as docs/operations.md has an operator set one by Group=
 UNIT = (ROOT / "deploy" / "geneve-ebpf.service").read_text()
 
 
@@ -60,15 +61,34 @@ def confined(tmp_path_factory):
     with new_lab("rights") as lab:
         lab.patience = 90 * PATIENCE
         lab.make_nodes(1, slots=3)
+        lab.directory.chmod(0o711)  # a lab's is root's alone, and /run is not
         (node,) = lab.nodes
         lab.start_agent(
             node,
+            *("sh", "-c", 'umask "$0" && exec "$@"', *setting("UMask")),
+            *("setpriv", f"--regid={GROUP}", "--clear-groups"),
             *("setpriv", "--no-new-privs", "--inh-caps=-all"),
             "--bounding-set=-all," + ",".join(f"+{name}" for name in capabilities),
             *("strace", "-D", "-f", "-qq", "--seccomp-bpf", "-o", str(trace), "-e", refused),
         )
         lab.wait_ready(node)
         yield lab, node, trace
+
+
+def test_the_services_group_reaches_the_agent_and_nobody_else_does(confined):
+    """Through the directories above the socket, too, which the unit's umask would close."""
+    _, node, _ = confined
+
+    def status_for(group: int) -> str:
+        """What the agent answers to a user who is in this group and is nobody else."""
+        return subprocess.run(
+            ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}",
+             "--unix-socket", str(node.socket), "http://node/v1/node"],
+            user=65534, group=group, extra_groups=[], capture_output=True, text=True, check=False,
+        ).stdout  # fmt: skip
+
+    assert status_for(GROUP) == "200"
+    assert status_for(GROUP + 1) == "000"
 
 
 def test_an_agent_with_the_units_rights_serves_a_whole_life(confined):
