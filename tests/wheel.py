@@ -11,16 +11,22 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def build(directory: Path) -> Path:
-    """Build it from a copy below `directory`, because building leaves files behind; its path."""
-    copy = directory / "checkout"
-    for name in ("geneve_ebpf", "bpf", "LICENSES"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+def copy(directory: Path) -> Path:
+    """What of the checkout goes into a wheel, below `directory`: building leaves files behind."""
+    checkout = directory / "checkout"
+    for name in ("geneve_ebpf", "bpf", "LICENSES", "deploy"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
+        shutil.copy(ROOT / name, checkout)
+    return checkout
+
+
+def build(directory: Path) -> Path:
+    """Build it below `directory`; its path."""
+    checkout = copy(directory)
     make = "from setuptools.build_meta import build_wheel; build_wheel('out')"
     subprocess.run(
-        [sys.executable, "-c", make], cwd=copy, check=True, capture_output=True, text=True
+        [sys.executable, "-c", make], cwd=checkout, check=True, capture_output=True, text=True
     )
-    (path,) = (copy / "out").glob("*.whl")
+    (path,) = (checkout / "out").glob("*.whl")
     return path
