@@ -25,6 +25,15 @@ def vagrant(directory: Path, home: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_ruby_has_nothing_to_say_about_the_vagrantfile():
+    """Not even a warning, of a name that nobody uses for one."""
+    done = subprocess.run(
+        ["ruby", "-wc", "Vagrantfile"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Syntax OK\n", "")
+
+
 def test_vagrant_takes_the_vagrantfile(tmp_path):
     """All three machines; no provider is there to ask about the rest."""
     lab = tmp_path / "lab"
