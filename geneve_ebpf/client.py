@@ -27,7 +27,6 @@ _HEAD_MAX = 1 << 14  # bytes of an answer's head; the agent's own is about 100
 _TRACEPARENT = re.compile(r"[0-9a-f-]{55}")
 # json.dumps makes an encoder anew whenever its separators are not the usual ones.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-_CODES = {code.slug: code for code in Code}
 
 
 class AgentClient:
@@ -224,19 +223,7 @@ def error_from_json(answer: dict[str, Any], status: int = 500) -> GeneveError:
             f"the agent answered {status} without saying why",
             hint="its log may say more; is that socket the agent's?",
         )
-    slug = str(error.get("code", ""))
-    message = str(error.get("message", ""))
-    code = _CODES.get(slug)
-    if code is None:  # a newer agent
-        code, message = Code.INTERNAL, f"{message} ({slug})"
-    details = error.get("details")
-    return GeneveError(
-        code,
-        message,
-        hint=str(error.get("hint", "")),
-        field=str(error.get("field", "")),
-        details=details if isinstance(details, dict) else None,
-    )
+    return GeneveError.from_json(error)
 
 
 def _read_answer(connection: socket.socket) -> tuple[int, dict[str, Any], bool]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 
 class Exit(int, Enum):
@@ -87,6 +88,7 @@ class Code(Enum):
         409, Exit.BUSY, True, "the address was another sandbox's a moment ago"
     )
     SLOT_TAKEN = Meaning(409, Exit.CONFLICT, False, "the slot is not free to be used so")
+    TAP_BUSY = Meaning(409, Exit.BUSY, True, "the tap is open already: it has one queue")
     NODE_IN_USE = Meaning(
         409, Exit.CONFLICT, False, "the node has sandboxes or slots, or another has its namespace"
     )
@@ -175,3 +177,22 @@ class GeneveError(Exception):
         if self.details:
             error["details"] = self.details
         return {"error": error}
+
+    @classmethod
+    def from_json(cls, error: dict[str, Any]) -> GeneveError:
+        """What `as_json` made: the value of its "error". A code we do not know becomes INTERNAL."""
+        slug, message = str(error.get("code", "")), str(error.get("message", ""))
+        code = _BY_SLUG.get(slug)
+        if code is None:  # a newer agent
+            code, message = Code.INTERNAL, f"{message} ({slug})"
+        details = error.get("details")
+        return cls(
+            code,
+            message,
+            hint=str(error.get("hint", "")),
+            field=str(error.get("field", "")),
+            details=details if isinstance(details, dict) else None,
+        )
+
+
+_BY_SLUG = {code.slug: code for code in Code}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The life of a sandbox from C, one step a run:
  *
- *	example reserve [KIND]
+ *	example reserve [KIND [UID]]
  *	example attach NAME VPC [SLOT [ADDRESS [ADDRESS6]]]	a word "-" leaves that out
  *	example detach NAME [GENERATION]
  *	example release SLOT
@@ -47,8 +47,13 @@ int main(int argc, char **argv)
 
 	if (code) {
 		/* said below */
-	} else if (!strcmp(step, "reserve") && argc <= 3) {
-		code = gnv_reserve(&client, word(argc, argv, 2), &slot, &guest);
+	} else if (!strcmp(step, "reserve") && argc <= 4) {
+		uint32_t owner = argc == 4 ? (uint32_t)strtoul(argv[3], NULL, 10) : 0;
+		struct gnv_reserve_options options = { .kind = word(argc, argv, 2) };
+
+		if (argc == 4)
+			options.owner = &owner;
+		code = gnv_reserve(&client, &options, &slot, &guest);
 		if (!code) {
 			show_slot(&slot);
 			show_guest(&guest);

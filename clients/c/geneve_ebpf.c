@@ -514,18 +514,24 @@ void gnv_close(struct gnv_client *client)
 	client->fd = -1;
 }
 
-int gnv_reserve(struct gnv_client *client, const char *kind, struct gnv_slot *slot,
-		struct gnv_guest *guest)
+int gnv_reserve(struct gnv_client *client, const struct gnv_reserve_options *options,
+		struct gnv_slot *slot, struct gnv_guest *guest)
 {
+	const char *kind = options ? options->kind : NULL;
+	const uint32_t *owner = options ? options->owner : NULL;
+	char text[128], *at = text;
 	struct span body;
-	char text[96] = "{}";
 	int code, status;
 
-	if (kind) {
-		if (!is_plain(kind, NAME_LETTERS))
-			return refuse_name(client, "kind of slot", kind);
-		snprintf(text, sizeof(text), "{\"kind\":\"%s\"}", kind);
-	}
+	if (kind && !is_plain(kind, NAME_LETTERS))
+		return refuse_name(client, "kind of slot", kind);
+	*at++ = '{';
+	if (kind)
+		at += sprintf(at, "\"kind\":\"%s\"%s", kind, owner ? "," : "");
+	if (owner)
+		at += sprintf(at, "\"owner\":%" PRIu32, *owner);
+	*at++ = '}';
+	*at = 0;
 	request(client, "POST", "/v1/slots:reserve", text);
 	code = ask(client, &status, &body);
 	if (code)

@@ -76,7 +76,8 @@ extern "C" {
 	X(51, KEY_IN_USE, key_in_use, 1) \
 	X(52, KEY_REUSED, key_reused, 0) \
 	X(53, NODE_CORDONED, node_cordoned, 1) \
-	X(54, DEADLINE_EXCEEDED, deadline_exceeded, 1)
+	X(54, DEADLINE_EXCEEDED, deadline_exceeded, 1) \
+	X(55, TAP_BUSY, tap_busy, 1)
 
 enum gnv_code {
 	GNV_OK = 0,
@@ -128,6 +129,12 @@ struct gnv_sandbox {
 	struct gnv_guest guest;
 };
 
+/* What a reservation may say; NULL is the node's default. */
+struct gnv_reserve_options {
+	const char *kind; /* "namespace", "tap", "host-tap" */
+	const uint32_t *owner; /* the uid that may open the tap */
+};
+
 /* What an attach may say beyond sandbox and VPC; NULL is "choose for me". */
 struct gnv_attach_options {
 	const char *address; /* IPv4 */
@@ -144,11 +151,9 @@ int gnv_open(struct gnv_client *client, const char *host, int timeout_ms);
 /* Drop the connection; the next call opens a new one. */
 void gnv_close(struct gnv_client *client);
 
-/* Take a ready slot before its tenant is known. kind: NULL for the node's default.
- * guest may be NULL.
- */
-int gnv_reserve(struct gnv_client *client, const char *kind, struct gnv_slot *slot,
-		struct gnv_guest *guest);
+/* Take a ready slot before its tenant is known. options and guest may be NULL. */
+int gnv_reserve(struct gnv_client *client, const struct gnv_reserve_options *options,
+		struct gnv_slot *slot, struct gnv_guest *guest);
 
 /* Give a reserved slot back; it is destroyed. */
 int gnv_release(struct gnv_client *client, const char *slot);

@@ -8,7 +8,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address
 from socket import inet_ntoa
 
-from geneve_ebpf.agent.slot_pool import Place, SlotPool
+from geneve_ebpf.agent.places import Place
+from geneve_ebpf.agent.slot_pool import SlotPool
 from geneve_ebpf.dataplane import Counters, Drops, Event, Probe, Traffic
 from geneve_ebpf.model import Attachment, Guest, PathMtu, Route, Vpc, Vtep
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -38,6 +38,9 @@ class Reserve(Body):
     """POST /v1/slots:reserve."""
 
     kind: SlotKind | None = None  # as above
+    # The uid that the tap is to belong to; 2^32 - 1 is nobody, and a tap without an owner
+    # everybody's.
+    owner: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFE)] | None = None
 
 
 class BatchAttach(Body):

@@ -37,6 +37,7 @@ from geneve_ebpf.agent.config import AgentConfig, load
 from geneve_ebpf.agent.desired import Desired
 from geneve_ebpf.agent.events import Events, Said
 from geneve_ebpf.agent.http import CONNECTIONS_MAX, Server
+from geneve_ebpf.agent.intake import closed
 from geneve_ebpf.agent.latency import Recorder
 from geneve_ebpf.agent.later import Later
 from geneve_ebpf.agent.log import Log
@@ -44,7 +45,7 @@ from geneve_ebpf.agent.notify import notify, tell_watchdog, watchdog_seconds
 from geneve_ebpf.agent.operations import Operations
 from geneve_ebpf.agent.pace import every
 from geneve_ebpf.agent.queue import Queue
-from geneve_ebpf.agent.service import Node, closed
+from geneve_ebpf.agent.service import Node
 from geneve_ebpf.agent.slot_pool import SlotPool
 from geneve_ebpf.control.attached_log import AttachedLog
 from geneve_ebpf.control.rest_log import RestLog
@@ -236,8 +237,8 @@ class _Agent:
         )
         self._node.adopt()
         self._tell_lost()
-        if self._node.refuses is not None:
-            self._queue.refuse(self._node.refuses)
+        if self._node.intake.refuses is not None:
+            self._queue.refuse(self._node.intake.refuses)
         pool.on_ready = partial(self._queue.serve, pool.ready_of)
         desired.program()
         if not self._unseen:
@@ -378,7 +379,7 @@ class _Agent:
             _refuse_in_use(sandboxes)
         # From here on nobody attaches: the check above must stay true.
         self._going_down = True
-        self._node.close()
+        self._node.intake.close()
         self._queue.refuse(closed)
         await self._looked()
         slots = len(self._pool.places())

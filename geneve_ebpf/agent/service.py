@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent does with sandboxes and slots. Knows nothing of HTTP.
+"""What the agent does with sandboxes. Knows nothing of HTTP.
 
 Everything here runs in one thread, and none of it waits: two requests for one
 name cannot meet half-way. The maps are the record of what is attached; memory
@@ -8,19 +8,20 @@ holds an index of them.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 
 from geneve_ebpf.agent.activity import Activity
 from geneve_ebpf.agent.admission import Admission
 from geneve_ebpf.agent.desired import Desired
+from geneve_ebpf.agent.intake import Intake
 from geneve_ebpf.agent.latency import Recorder
 from geneve_ebpf.agent.log import Log
-from geneve_ebpf.agent.slot_pool import Phase, Place, SlotPool
+from geneve_ebpf.agent.places import Phase, Place
+from geneve_ebpf.agent.reservations import Reservations, parse_slot
+from geneve_ebpf.agent.slot_pool import SlotPool
 from geneve_ebpf.control.attached_log import AttachedLog, Lost
 from geneve_ebpf.control.rest_log import Rest, RestLog
 from geneve_ebpf.dataplane import Counters, DataPlane, Probe, Prober, not_probed
@@ -40,7 +41,6 @@ from geneve_ebpf.model import (
 )
 
 GENERATIONS = 1 << 20  # for each second of the clock: below 2^53, as JSON's readers need, till 2242
-SETTLE_SECONDS = 10.0  # until a slot process that says nothing is taken for one that cannot
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Timing:
 
 
 class Node:
-    """The sandboxes and slots of one node."""
+    """The sandboxes of one node."""
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class Node:
         self.lost: list[Lost] = []
         self._attachments: dict[str, Attachment] = {}
         self._prober: Prober | None = None  # made when it is first asked for
-        # Why nothing new is taken in: it is being taken down, or is cordoned.
-        self.refuses: Callable[[], GeneveError] | None = None
+        self.intake = Intake(settings.state_directory)
+        self.reservations = Reservations(dataplane, pool, self.intake, admission)
 
     def adopt(self) -> None:
         """Take over what the maps hold: called once, at the start."""
@@ -111,7 +111,7 @@ class Node:
             for address in one.endpoint.addresses:
                 self.desired.book(one.endpoint.vni).take(one.sandbox, address)
             if self._has_to_settle(one):  # the last agent may not have seen to it
-                self.pool.number(self.pool.place(one.slot), map(str, one.endpoint.addresses))
+                self.pool.asks.begin("number", one.slot, addresses=_texts(one))
         slots = len(self.pool.places())
         if slots:
             self._log.info(
@@ -125,8 +125,7 @@ class Node:
         self.lost = [one for one in lost if one.sandbox not in self._attachments]
         # Before slots are made, which say that the maps are not new.
         self._rewrite_attached()
-        if self._cordon_file.exists():
-            self.refuses = cordoned
+        self.intake.adopt()
 
     # Sandboxes
 
@@ -164,8 +163,11 @@ class Node:
             if present is not None:
                 self._refuse_other(present, vpc, address_text, address6_text, slot_id, mode)
                 return present, None
-            if self.refuses is not None:
-                self._refuse_new(slot_id)
+            # A cordoned node takes what was reserved before.
+            if self.intake.refuses is not None and not (
+                self.intake.cordoned and self.reservations.is_reserved(slot_id)
+            ):
+                raise self.intake.refuses()
             if vpc_name in self.desired.closing:
                 raise GeneveError(
                     Code.BUSY, f"VPC {vpc_name} is being changed", hint="try again", field="vpc"
@@ -183,7 +185,7 @@ class Node:
                 book.check(name, address6)
             if slot_id is None:
                 if self._admission.waiting and not called:
-                    self._let_others_first(kind)
+                    self.reservations.let_others_first(kind)
                 place = self.pool.lowest_ready(kind)
             else:
                 place = self.pool.place(parse_slot(slot_id))
@@ -228,20 +230,16 @@ class Node:
         attachment = self._attachments.get(name)
         if attachment is None or not self._has_to_settle(attachment):
             return
-        place = self.pool.place(attachment.slot)
-        numbered = self.pool.number(place, map(str, attachment.endpoint.addresses))
         try:
-            problem = await asyncio.wait_for(asyncio.shield(numbered), SETTLE_SECONDS)
-        except TimeoutError:
-            problem = "the slot process does not answer"
-        if problem:
+            await self.pool.asks.ask("number", attachment.slot, addresses=_texts(attachment))
+        except GeneveError as error:
             if attachment in self:
                 detach(name, attachment.generation)
             raise GeneveError(
                 Code.NO_SLOT,
-                f"slot-{attachment.slot} could not be given its addresses: {problem}",
+                f"slot-{attachment.slot} could not be given its addresses: {error.message}",
                 hint="try again: it will be another slot",
-            )
+            ) from None
 
     def _has_to_settle(self, attachment: Attachment) -> bool:
         return (
@@ -348,99 +346,9 @@ class Node:
         vpc = self.desired.state.vpc_by_vni.get(vni)
         return "" if vpc is None else vpc.name
 
-    # Slots
-
-    def reserve(self, kind: SlotKind | None = None, *, called: bool = False) -> Place:
-        """Hand out the lowest ready slot, to be bound later. Raises NO_SLOT, NODE_CORDONED.
-
-        kind, called: as for `attach`.
-        """
-        if self.refuses is not None:
-            raise self.refuses()
-        if self._admission.waiting and not called:
-            self._let_others_first(kind)
-        place = self.pool.lowest_ready(kind)
-        self.dataplane.reserve(place.index)
-        self.pool.move(place, Phase.RESERVED)
-        return place
-
-    def release(self, slot_id: str) -> Place:
-        """Destroy a reserved slot. Raises SLOT_NOT_FOUND; SLOT_TAKEN if it is not reserved."""
-        place = self.pool.place(parse_slot(slot_id))
-        if place.phase is not Phase.RESERVED:
-            hint = "detach its sandbox" if place.phase is Phase.ATTACHED else "nothing to do"
-            raise GeneveError(
-                Code.SLOT_TAKEN,
-                f"{slot_id} is {place.phase.value}, not reserved",
-                hint=hint,
-                field="slot",
-            )
-        self.dataplane.retire(place.index)
-        self.pool.destroy(place)
-        return place
-
-    @property
-    def cordoned(self) -> bool:
-        """Are new sandboxes sent away?"""
-        return self.refuses is cordoned
-
-    def cordon(self, wanted: bool) -> bool:
-        """Send new sandboxes away, or take them in again; kept over restarts.
-
-        False if it was so. Raises STATE_STORE; the queue is the caller's matter.
-        """
-        if self.refuses is closed or wanted == self.cordoned:
-            return False
-        try:
-            if wanted:
-                self._cordon_file.touch(mode=0o600)
-            else:
-                self._cordon_file.unlink(missing_ok=True)
-        except OSError as error:
-            raise GeneveError(
-                Code.STATE_STORE,
-                f"{self._cordon_file}: {error.strerror}",
-                hint="free or mend the disk",
-            ) from None
-        self.refuses = cordoned if wanted else None
-        return True
-
-    def close(self) -> None:
-        """The node is being taken down: from here on nobody is taken in."""
-        self.refuses = closed
-
     def forget(self) -> None:
         """The node was taken down: nobody is attached and nobody lost."""
         self._attached_log.forget(self.dataplane.generation)
-
-    @property
-    def _cordon_file(self) -> Path:
-        return self.settings.state_directory / "cordoned"
-
-    def _refuse_new(self, slot_id: str | None) -> None:
-        """Raise why nothing is taken in; a cordoned node takes what was reserved before."""
-        assert self.refuses is not None
-        error = self.refuses()
-        if (
-            error.code is Code.NODE_CORDONED
-            and slot_id is not None
-            and self.pool.place(parse_slot(slot_id)).phase is Phase.RESERVED
-        ):
-            return
-        raise error
-
-    def _let_others_first(self, kind: SlotKind | None) -> None:
-        """Raise NO_SLOT if somebody waits for a slot of that kind."""
-        kind = self.pool.kind_or_default(kind)
-        waiting = self._admission.waiting_for[kind.value]
-        if not waiting:
-            return
-        raise GeneveError(
-            Code.NO_SLOT,
-            f"{waiting} requests wait for a {kind.value} slot",
-            hint="wait for one as well, with Request-Timeout, or place it elsewhere",
-            details={"retry_after_s": self.pool.refill.seconds_for(waiting + 1)},
-        )
 
     # The node
 
@@ -496,6 +404,10 @@ class Node:
             )
 
 
+def _texts(attachment: Attachment) -> list[str]:
+    return [str(address) for address in attachment.endpoint.addresses]
+
+
 def first_generation(now: float, known: int) -> int:
     """What a node's new maps begin to count at, so that no generation is given twice.
 
@@ -520,34 +432,3 @@ def _mac_of(address: IPv4Address | None, address6: IPv6Address | None) -> MacAdd
     if address6 is not None:
         return endpoint_mac(address6)
     raise ValueError("an endpoint has an address")
-
-
-def closed() -> GeneveError:
-    """What is said to whoever comes while the node is being taken down."""
-    return GeneveError(
-        Code.NO_SLOT, "the node is being taken down", hint="place the sandbox elsewhere"
-    )
-
-
-def cordoned() -> GeneveError:
-    """What is said to whoever comes while the node is cordoned."""
-    return GeneveError(
-        Code.NODE_CORDONED,
-        "the node is cordoned and takes no new sandboxes",
-        hint="place it elsewhere; geneve-ebpf node uncordon",
-    )
-
-
-def parse_slot(text: str) -> int:
-    """The index in a slot's id, "slot-3". Raises SLOT_NOT_FOUND: no slot is called otherwise."""
-    number = text.removeprefix("slot-")
-    if text != number and number.isascii() and number.isdigit() and len(number) < 8:
-        index = int(number)
-        if f"slot-{index}" == text:
-            return index
-    raise GeneveError(
-        Code.SLOT_NOT_FOUND,
-        f"no slot {text!r}",
-        hint="slots are called slot-0, slot-1, …: geneve-ebpf slot list",
-        field="slot",
-    )

@@ -13,74 +13,33 @@ each, while attaches come in.
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
 
 from geneve_ebpf.abi import constant
 from geneve_ebpf.agent.admission import Rate
+from geneve_ebpf.agent.asks import Asks
+from geneve_ebpf.agent.channel import Channel
 from geneve_ebpf.agent.config import Filling
 from geneve_ebpf.agent.log import Log
+from geneve_ebpf.agent.places import Phase, Place
+from geneve_ebpf.agent.portions import BATCH, QUIET, Portions
 from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import SlotKind, SlotState
 
 SLOTS_MAX = constant("MAX_SLOTS")
-BATCH = 32  # slots that the slot process makes, or destroys, together
-# While attaches come in: so many together, a few milliseconds of the kernel's time, and
-# not within QUIET of the last attach, but no order is put off for longer than PUT_OFF.
-BATCH_SMALL = 4
-QUIET, PUT_OFF = 0.003, 0.05  # seconds
-CALM = 1.0  # seconds without an attach or detach, after which none is expected
-TAP = "tap0"  # of every slot with a tap in its namespace
 _KEYS = {
     SlotKind.NAMESPACE: "node.slots",
     SlotKind.TAP: "node.tap_slots",
     SlotKind.HOST_TAP: "node.host_tap_slots",
 }
 RETRY = 1.0  # seconds until a slot that could not be made or destroyed is tried again
-
-
-class Phase(str, Enum):
-    """Where a slot is in its life, as the API says it."""
-
-    MAKING = "making"
-    READY = "ready"
-    RESERVED = "reserved"
-    ATTACHED = "attached"
-    RETIRING = "retiring"
-
-    # Enum's own is written in Python, and slots are counted by phase on the hot path.
-    __hash__ = str.__hash__
-
-
-@dataclass(slots=True)
-class Place:
-    """One slot that exists or is being made."""
-
-    index: int
-    ifindex: int  # of the host-side interface; 0 until it is made
-    phase: Phase
-    kind: SlotKind
-
-    @property
-    def host_interface(self) -> str:
-        """Name of the host-side interface, in the node's namespace."""
-        return f"gnv{self.index}"
-
-    @property
-    def tap(self) -> str | None:
-        """Name of the tap that a virtual machine opens; None if there is none."""
-        if self.kind is SlotKind.NAMESPACE:
-            return None
-        return TAP if self.kind is SlotKind.TAP else self.host_interface
 
 
 class SlotPool:
@@ -100,7 +59,7 @@ class SlotPool:
         self.target = target = sum(targets.values())
         self.min_ready = min(filling.min_ready, target)
         self._low = target // 4 if filling.low_watermark is None else filling.low_watermark
-        self._rate = filling.refill_rate
+        self._portions = Portions(filling.refill_rate)
         self._begun = False  # min_ready was reached, as `_look` saw
         kept = (kind for kind, number in targets.items() if number)
         self._default_kind = next(kept, SlotKind.NAMESPACE)
@@ -126,12 +85,8 @@ class SlotPool:
         self._to_destroy: deque[int] = deque()  # who waits longest goes first
         self._ordered_making: set[int] = set()
         self._ordered_destroying: set[int] = set()
-        self._numbers: dict[int, list[str]] = {}  # of native namespaces, by slot
-        self._numbered: dict[int, asyncio.Future[str]] = {}
+        self.asks = Asks()
         self._channel: Channel | None = None
-        self._last_use = float("-inf")  # by the loop's clock, as all of these
-        self._last_order = self._allowed_at = 0.0
-        self._allowance = 0.0  # slots that may be ordered while attaches come in
         self._tick: asyncio.TimerHandle | None = None
         self._stopped = False
 
@@ -249,30 +204,13 @@ class SlotPool:
     def move(self, place: Place, phase: Phase) -> None:
         """The slot's sandbox came, or it was reserved; the maps have it already."""
         self._turn(place, phase)
-        self._last_use = asyncio.get_running_loop().time()
+        self._portions.used()
         self._look_soon(QUIET)
 
     def destroy(self, place: Place) -> None:
         """Have a slot destroyed that the maps have retired or detached."""
         self._to_destroy.append(place.index)
         self.move(place, Phase.RETIRING)
-
-    def number(self, place: Place, addresses: Iterable[str]) -> asyncio.Future[str]:
-        """Have a namespace's eth0 get its VPC addresses; why that failed, or "".
-
-        Of a sandbox that is attached: a slot process that is started anew does it again.
-        """
-        self._numbers[place.index] = list(addresses)
-        answer = self._numbered.get(place.index)
-        if answer is None:
-            answer = asyncio.get_running_loop().create_future()
-            self._numbered[place.index] = answer
-            if self._channel is not None:
-                self._order_number(self._channel, place.index)
-        return answer
-
-    def _order_number(self, channel: Channel, index: int) -> None:
-        channel.order("number", [index], addresses=self._numbers[index])
 
     # The slot process
 
@@ -295,8 +233,7 @@ class SlotPool:
         self._ordered_making.clear()
         self._ordered_destroying.clear()
         self._channel = Channel(connection, self._on_event)
-        for index in self._numbers:
-            self._order_number(self._channel, index)
+        self.asks.connect(self._channel)
         self._look()
 
     def disconnect(self) -> None:
@@ -304,6 +241,7 @@ class SlotPool:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+            self.asks.disconnect()
 
     def stop(self) -> None:
         """Give no more orders."""
@@ -323,11 +261,7 @@ class SlotPool:
     def _leave(self, place: Place) -> None:
         self._count(place, -1)
         del self._places[place.index]
-        self._numbers.pop(place.index, None)
-        answer = self._numbered.pop(place.index, None)
-        if answer is not None and not answer.done():
-            # Or the next one of this index would wait for it, and order nothing.
-            answer.set_result("the slot is gone")
+        self.asks.gone(place.index)
 
     def _turn(self, place: Place, phase: Phase) -> None:
         self._count(place, -1)
@@ -370,8 +304,9 @@ class SlotPool:
         channel = self._channel
         if channel is None or self._stopped:
             return
-        room = self._room()
+        room, again = self._portions.room(self._is_low())
         if not room:
+            self._look_soon(again)
             return
         make: dict[SlotKind, list[int]] = {kind: [] for kind in SlotKind}
         while (kind := self._wanted()) and len(self._ordered_making) < room:
@@ -394,26 +329,7 @@ class SlotPool:
             channel.order("destroy", destroy[start : start + BATCH])
         ordered = max(len(destroy), sum(map(len, make.values())))
         if ordered:
-            self._last_order = asyncio.get_running_loop().time()
-            self._allowance -= ordered
-
-    def _room(self) -> int:
-        """How many slots may be under way; if none, there will be another look."""
-        now = asyncio.get_running_loop().time()
-        calm = now - self._last_use >= CALM
-        if calm or self._is_low():
-            return 2 * BATCH  # one batch beside the one that is being made: nobody waits
-        earned = (now - self._allowed_at) * self._rate
-        self._allowed_at = now
-        self._allowance = min(float(BATCH_SMALL), max(0.0, self._allowance) + earned)
-        quiet_in = self._last_use + QUIET - now
-        if quiet_in > 0 and now - self._last_order < PUT_OFF:
-            self._look_soon(quiet_in)
-            return 0
-        if self._allowance < 1:
-            self._look_soon((1 - self._allowance) / self._rate)
-            return 0
-        return int(self._allowance)
+            self._portions.ordered(ordered)
 
     def _is_low(self) -> bool:
         """Whether few slots are left, or few of a kind: as many as its part of the watermark."""
@@ -451,10 +367,9 @@ class SlotPool:
             for index in event["indexes"]:
                 self._ordered_destroying.discard(index)
                 self._gone(index)
-        elif event["event"] == "numbered":
-            answer = self._numbered.pop(event["index"], None)
-            if answer is not None and not answer.done():
-                answer.set_result(event["problem"])
+        elif event["event"] == "answered":
+            error = event["error"]
+            self.asks.answered(event["op"], event["index"], error and GeneveError.from_json(error))
         elif event["event"] == "lost":
             self._lost(event["index"])
         else:
@@ -505,56 +420,3 @@ class SlotPool:
     def _destroy_again(self, index: int) -> None:
         self._to_destroy.append(index)
         self._look()
-
-
-class Channel:
-    """JSON lines to and from the slot process."""
-
-    def __init__(
-        self, connection: socket.socket, on_event: Callable[[dict[str, Any]], None]
-    ) -> None:
-        self._connection = connection
-        self._on_event = on_event
-        self._pending = b""
-        self._unsent = b""
-        asyncio.get_running_loop().add_reader(connection, self._readable)
-
-    def order(self, op: str, indexes: list[int], **more: object) -> None:
-        """Send one order."""
-        self._unsent += json.dumps({"op": op, "indexes": indexes, **more}).encode() + b"\n"
-        self._writable()
-
-    def close(self) -> None:
-        """Close our end."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._connection)
-        loop.remove_writer(self._connection)
-        self._connection.close()
-
-    def _writable(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            sent = self._connection.send(self._unsent, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # it died, which whoever watches the process is about to learn
-        self._unsent = self._unsent[sent:]
-        if self._unsent:
-            loop.add_writer(self._connection, self._writable)
-        else:
-            loop.remove_writer(self._connection)
-
-    def _readable(self) -> None:
-        try:
-            data = self._connection.recv(65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            asyncio.get_running_loop().remove_reader(self._connection)
-            return
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        for line in lines:
-            self._on_event(json.loads(line))

@@ -9,11 +9,12 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"op": "make", "indexes": [N, …], "kind": "namespace"|"tap"|"host-tap"}
     {"op": "destroy", "indexes": [N, …]}
     {"op": "number", "indexes": [N], "addresses": ["…"]}
+    {"op": "own", "indexes": [N], "kind": "tap"|"host-tap", "owner": UID}
     {"event": "ready", "slots": [[INDEX, IFINDEX], …], "us": N}
     {"event": "gone", "indexes": [N, …]}
     {"event": "lost", "index": N}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
-    {"event": "numbered", "index": N, "problem": "…"}
+    {"event": "answered", "op": "number"|"own", "index": N, "error": null|{"code": "…", …}}
     {"event": "uplinks", "mtu": N, "problems": ["…"],
         "merging": {"device": "vxlan", "uplinks": ["…"], "reasons": ["…"]}}
 
@@ -21,10 +22,10 @@ It writes the slots map at both ends of a slot's life. "ready" comes for those o
 were made, all together in so many microseconds; the others fail one by one. "gone" comes when the
 interface has vanished and an RCU grace period is over: the index may be used
 again. "lost" comes when a slot that nobody has attached to turns out to have no
-interface any more: somebody deleted it. "numbered" answers "number", which gives eth0 in a
-namespace its VPC addresses in place of what every slot has. "uplinks" comes at the start and when
-an uplink went, came back, changed its MTU or whether it merges; eth0 in every slot follows, a few
-slots at a time.
+interface any more: somebody deleted it. "answered" says what became of what is asked about one
+slot: "number" gives eth0 in a namespace its VPC addresses in place of what every slot has, "own"
+gives a tap to a user. "uplinks" comes at the start and when an uplink went, came back, changed its
+MTU or whether it merges; eth0 in every slot follows, a few slots at a time.
 
 When the agent goes, so does this process, whatever it is doing: what it leaves
 half made has no entry in the slots map, and the next one clears it; what it
@@ -39,14 +40,15 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from ipaddress import IPv6Address, ip_address
-from typing import Any
+from typing import Any, ClassVar
 
 from geneve_ebpf.dataplane import DataPlane, facts, splice_program
 from geneve_ebpf.dataplane.uplinks import Seen, Uplinks
-from geneve_ebpf.errors import GeneveError
-from geneve_ebpf.host import messages, namespaces, slots
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.host import messages, namespaces, slots, taps
 from geneve_ebpf.host.netlink import IPRoute, NetlinkError, RouteSocket
 from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.loader.bpf import quiesce
@@ -176,8 +178,8 @@ class SlotMaker:
         slots.clear_half_made(self._ip, self._place, known)
 
     def _obey(self, op: str, indexes: list[int], **more: Any) -> None:
-        if op == "number":
-            self._number(indexes[0], more["addresses"])
+        if op in self._answers:
+            self._answer(op, indexes[0], more)
             return
         try:
             if op == "make":
@@ -189,13 +191,25 @@ class SlotMaker:
         except Exception as error:  # pyroute2 has errors of its own
             self._tell_failed(op, indexes, repr(error))
 
-    def _number(self, index: int, addresses: list[str]) -> None:
-        problem = ""
+    def _answer(self, op: str, index: int, more: dict[str, Any]) -> None:
+        error = None
         try:
-            slots.number(self._place, index, [ip_address(one) for one in addresses])
-        except OSError as error:
-            problem = str(error)
-        self._tell(event="numbered", index=index, problem=problem)
+            self._answers[op](self, index, **more)
+        except GeneveError as refused:
+            error = refused
+        except OSError as failed:
+            error = GeneveError(Code.NO_SLOT, str(failed), hint="try again with another slot")
+        self._tell(event="answered", op=op, index=index, error=error and error.as_json()["error"])
+
+    def _number(self, index: int, addresses: list[str]) -> None:
+        slots.number(self._place, index, [ip_address(one) for one in addresses])
+
+    def _own(self, index: int, kind: str, owner: int) -> None:
+        with slots.beside_tap(self._place, index, SlotKind(kind)) as tap:
+            taps.give(tap, owner)
+
+    # What answers a question about one slot.
+    _answers: ClassVar[dict[str, Callable[..., None]]] = {"number": _number, "own": _own}
 
     def _make(self, indexes: list[int], kind: slots.Kind) -> None:
         began = time.perf_counter()

@@ -23,14 +23,44 @@ Kind = Annotated[
 
 
 @app.command(cls=Command)
-def reserve(kind: Kind = None) -> None:
+def reserve(
+    kind: Kind = None,
+    owner: Annotated[
+        str,
+        typer.Option(
+            "--owner",
+            metavar="UID",
+            help="The user, or uid, who may open the tap; default: the node's tap_owner.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
     """Take a ready slot: prints its id, its network namespace and the tap to open."""
+    body: dict[str, Any] = {}
+    if kind is not None:
+        body["kind"] = kind.value
+    if owner:
+        body["owner"] = _uid(owner)
     with agent() as client:
-        _, answer = client.request(
-            "POST", "/v1/slots:reserve", {} if kind is None else {"kind": kind.value}
-        )
+        _, answer = client.request("POST", "/v1/slots:reserve", body)
     slot = answer["slot"]
     output.emit(answer, "  ".join(filter(None, (slot["id"], slot["netns"], slot["tap"]))))
+
+
+def _uid(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 11:
+        return int(text)
+    import pwd
+
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError):
+        raise GeneveError(
+            Code.BAD_REQUEST,
+            f"no user {text[:40]!r}",
+            hint="a uid, or a user's name",
+            field="owner",
+        ) from None
 
 
 def place_of(slot: dict[str, Any]) -> str:

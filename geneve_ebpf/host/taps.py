@@ -7,10 +7,13 @@ queue; and always with an owner, since everybody may open a tap that has none.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 import struct
+
+from geneve_ebpf.errors import Code, GeneveError
 
 _DEVICE = "/dev/net/tun"
 _TUNSETPERSIST, _TUNSETIFF, _TUNSETOWNER = 0x400454CB, 0x400454CA, 0x400454CC
@@ -38,19 +41,38 @@ def make(name: str, owner: int, index: int = 0) -> int:
         os.close(descriptor)
 
 
+def give(name: str, owner: int) -> None:
+    """Let another user open a tap in the thread's network namespace, in place of who may now.
+
+    The kernel takes that only from who has the tap open. Raises TAP_BUSY if somebody has;
+    OSError, ENODEV if there is no such tap.
+    """
+    descriptor = open_tap(name)
+    try:
+        fcntl.ioctl(descriptor, _TUNSETOWNER, owner)
+    finally:
+        os.close(descriptor)
+
+
 def open_tap(name: str) -> int:
     """A descriptor of a tap in the thread's network namespace, as a virtual machine has it.
 
-    With virtio's header before each frame. Raises OSError: EBUSY if somebody has
-    it open.
+    With virtio's header before each frame. Raises TAP_BUSY if somebody has it open; OSError,
+    ENODEV if there is no such tap.
     """
     socket.if_nametoindex(name)  # or opening would make one
     descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
         _attach(descriptor, name)
-    except BaseException:
+    except OSError as error:
         os.close(descriptor)
-        raise
+        if error.errno != errno.EBUSY:
+            raise
+        raise GeneveError(
+            Code.TAP_BUSY,
+            f"{name} is open already, and has one queue",
+            hint="end who has it open: a virtual machine, or whoever was given its descriptor",
+        ) from None
     return descriptor
 
 

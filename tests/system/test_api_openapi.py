@@ -102,6 +102,9 @@ EXCHANGES: list[tuple[Any, ...]] = [
     (200, "DELETE", "/v1/vpcs/both", None),
     # Slots and sandboxes
     (200, "GET", "/v1/slots", None),
+    (400, "POST", "/v1/slots:reserve", {"owner": 7}),
+    (400, "POST", "/v1/slots:reserve", {"kind": "tap", "owner": 1 << 32}),
+    (503, "POST", "/v1/slots:reserve", {"kind": "tap", "owner": 7}),
     (201, "POST", "/v1/slots:reserve", None),
     (201, "PUT", "/v1/sandboxes/a", {"vpc": "blue", "address": "10.0.1.9", "slot": "{slot}"}),
     (409, "DELETE", "/v1/slots/{slot}", None),

@@ -130,6 +130,60 @@ def test_a_tap_is_told_and_opened_by_its_owner_alone(node: Node, kind: str) -> N
 
 
 @KINDS
+def test_a_reservation_may_give_the_tap_to_another_user(node: Node, kind: str) -> None:
+    """To that one alone, the node's own `tap_owner` included; until the slot goes."""
+    slot = asked(node, "slot", "reserve", "--kind", kind, "--owner", OWNER + 1)["slot"]
+    netns = where(node, slot)
+
+    assert opens(netns, slot["tap"], OWNER + 1)
+    assert not opens(netns, slot["tap"], OWNER)
+    other = asked(node, "slot", "reserve", "--kind", kind)["slot"]
+    assert opens(netns if kind == "host-tap" else where(node, other), other["tap"], OWNER)
+
+    with namespaces.entering(netns):  # a user who lingers there does not keep the tap
+        asked(node, "slot", "release", slot["id"])
+        assert eventually(lambda: slot["id"] not in states(node), 30)
+
+
+@KINDS
+def test_a_tap_that_cannot_be_given_is_not_reserved(lab: Lab, node: Node, kind: str) -> None:
+    """Somebody has it open: the caller is told, and may try again; that slot is destroyed."""
+    slots = asked(node, "slot", "list")["slots"]
+    first = next(one for one in slots if (one["kind"], one["state"]) == (kind, "ready"))
+    machine = Machine(node, first)
+    try:
+        reserve = ("slot", "reserve", "--kind", kind, "--owner", OWNER + 1)
+        done = geneve(node, "-j", *reserve)
+
+        assert json.loads(done.stderr)["error"]["code"] == "tap_busy"
+        assert (done.returncode, done.stdout) == (6, "")
+        assert eventually(lambda: first["id"] not in states(node), 30)
+        assert "reserved" not in states(node).values()
+    finally:
+        machine.close()
+    kill_slot_process(lab.agents[node.name])
+    lab.wait_ready(node)
+    slot = asked(node, *reserve)["slot"]  # by one that had to be started first
+    assert opens(where(node, slot), slot["tap"], OWNER + 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--kind", "namespace", "--owner", "7"),
+        ("--owner", "7"),  # the node's first kind, which is a namespace
+        ("--kind", "tap", "--owner", "4294967295"),  # nobody, so everybody's
+        ("--kind", "tap", "--owner", "-1"),
+        ("--kind", "tap", "--owner", "no such user"),
+    ],
+)
+def test_an_owner_that_makes_no_sense_is_refused(node: Node, words: tuple[str, ...]) -> None:
+    """And nothing is reserved."""
+    assert refused(node, "slot", "reserve", *words) == (2, "bad_request")
+    assert "reserved" not in states(node).values()
+
+
+@KINDS
 def test_a_machine_talks_when_it_is_attached(node: Node, far: dict[str, Any], kind: str) -> None:
     """Not before; to a remote sandbox and to one of this node; afterwards its slot is gone."""
     near = asked(node, "attach", "near", "--vpc", "blue", "--kind", "namespace")

@@ -13,8 +13,10 @@ import pytest
 
 from geneve_ebpf.agent.config import Filling
 from geneve_ebpf.agent.log import Log
+from geneve_ebpf.agent.places import Phase
+from geneve_ebpf.agent.portions import BATCH, BATCH_SMALL
 from geneve_ebpf.agent.progress import line
-from geneve_ebpf.agent.slot_pool import BATCH, BATCH_SMALL, Phase, SlotPool
+from geneve_ebpf.agent.slot_pool import SlotPool
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import SlotKind
 
@@ -124,19 +126,21 @@ def test_while_attaches_come_in_slots_are_made_by_fours():
     play(100, scene, Filling(refill_rate=100))
 
 
-def test_who_waits_for_addresses_of_a_slot_that_goes_is_told():
+def test_who_asks_something_of_a_slot_that_goes_is_told():
     """The next one of its index is not left to wait for an order that nobody gave."""
 
     async def scene(pool, maker):
         await maker.obey_until(lambda: pool.counts["ready"] == 1)
         place = pool.place(0)
         pool.move(place, Phase.ATTACHED)
-        answer = pool.number(place, ["10.0.0.2"])
+        answer = asyncio.ensure_future(pool.asks.ask("number", 0, addresses=["10.0.0.2"]))
+        await asyncio.sleep(0)
 
         pool.destroy(place)
         maker.theirs.send(json.dumps({"event": "gone", "indexes": [0]}).encode() + b"\n")
 
-        assert await asyncio.wait_for(answer, 60) == "the slot is gone"
+        with pytest.raises(GeneveError, match="slot-0 is gone"):
+            await answer
 
     play(1, scene)
 

@@ -122,7 +122,8 @@ def test_it_knows_every_code_that_an_answer_can_hold():
 def test_an_answer_is_read_whatever_pieces_it_comes_in(ask):
     """Byte by byte, with escapes in it."""
     whole = answer(SLOT, "201 Created")
-    done, asked = ask("reserve", "tap", pieces=[whole[i : i + 1] for i in range(len(whole))])
+    pieces = [whole[i : i + 1] for i in range(len(whole))]
+    done, asked = ask("reserve", "tap", "4294967294", pieces=pieces)
 
     assert done.stderr == ""
     said = dict(line.split("=", 1) for line in done.stdout.splitlines())
@@ -131,7 +132,7 @@ def test_an_answer_is_read_whatever_pieces_it_comes_in(ask):
     assert (said["host_interface"], said["host_ifindex"]) == ("gnv7", "4242")
     assert (said["guest_gateway6"], said["guest_mtu"]) == ("fe80::1", "1450")
     assert asked.startswith(b"POST /v1/slots:reserve HTTP/1.1\r\n")
-    assert asked.endswith(b'\r\n\r\n{"kind":"tap"}')
+    assert asked.endswith(b'\r\n\r\n{"kind":"tap","owner":4294967294}')
 
 
 def test_a_refusal_keeps_its_code_its_words_and_its_hint(ask):

@@ -48,7 +48,7 @@ class NodePaths:
                 "udp_port": settings.udp_port,
                 "mtu": self._shared.mtu,
                 "merging": {"mode": settings.merge} | node.pool.merging,
-                "cordoned": node.cordoned,
+                "cordoned": node.intake.cordoned,
                 "sandboxes": node.count(),
                 "slots": node.pool.counts
                 | {"target": node.pool.target, "min_ready": node.pool.min_ready},
@@ -76,14 +76,14 @@ class NodePaths:
         if call.request.body:
             requests.NOTHING(call.request.body)
         node = self._shared.node
-        changed = node.cordon(wanted)
+        changed = node.intake.cordon(wanted)
         if changed:
-            self._shared.queue.refuse(node.refuses)
+            self._shared.queue.refuse(node.intake.refuses)
             kind = "node-cordoned" if wanted else "node-uncordoned"
             self._shared.happened(call.request, kind, {"sandboxes": node.count(), "status": 200})
         body: Json = {
             "schema": schema("cordon"),
-            "cordoned": node.cordoned,
+            "cordoned": node.intake.cordoned,
             "sandboxes": node.count(),
             "reserved": node.pool.counts["reserved"],
         }

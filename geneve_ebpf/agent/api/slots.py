@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from geneve_ebpf.agent import requests
@@ -19,7 +21,7 @@ from geneve_ebpf.agent.api.call import (
     timeout_of,
 )
 from geneve_ebpf.agent.http import Answer, Patient, Request
-from geneve_ebpf.agent.slot_pool import Place
+from geneve_ebpf.agent.places import Phase, Place
 from geneve_ebpf.model import SlotKind
 
 
@@ -48,22 +50,73 @@ class Slots:
         body = list_body(schema("slots"), "slots", await encoded(texts))
         return Answer(200, b'%b,"counts":%b}' % (body[:-1], encode(pool.counts)))
 
-    def _reserve(self, call: Call) -> Answer | Patient:
-        kind = requests.RESERVE(call.request.body).kind if call.request.body else None
-        seconds = timeout_of(call.request)
-        if seconds is None:
-            return self._reserve_now(call.request, kind)
-        # Those whose tenant is not known yet share turns like one more VPC.
-        work = partial(self._reserve_now, call.request, kind)
-        return self._shared.with_a_slot(call.request, "", seconds, kind, work, self._failure)
+    def _reserve(self, call: Call) -> Answer | Awaitable[Answer]:
+        body = requests.RESERVE(call.request.body) if call.request.body else requests.Reserve()
+        if body.owner is not None:
+            self._shared.node.reservations.check_owner(body.kind)
+            return self._reserve_owned(call.request, body.kind, body.owner)
+        return self._reserve_in_turn(call.request, body.kind, lambda place: None)
 
-    def _reserve_now(self, request: Request, kind: SlotKind | None, called: bool = False) -> Answer:
-        place = self._shared.node.reserve(kind, called=called)
+    def _reserve_in_turn(
+        self, request: Request, kind: SlotKind | None, taken: Callable[[Place], None]
+    ) -> Answer | Patient:
+        """taken: called with the slot before the answer is there."""
+        work = partial(self._reserve_now, request, kind, taken)
+        seconds = timeout_of(request)
+        if seconds is None:
+            return work()
+        # Those whose tenant is not known yet share turns like one more VPC.
+        return self._shared.with_a_slot(request, "", seconds, kind, work, self._failure)
+
+    def _reserve_now(
+        self,
+        request: Request,
+        kind: SlotKind | None,
+        taken: Callable[[Place], None],
+        called: bool = False,
+    ) -> Answer:
+        place = self._shared.node.reservations.reserve(kind, called=called)
+        taken(place)
         return self._told(201, request, "reserve", place)
 
+    def _reserve_owned(
+        self, request: Request, kind: SlotKind | None, owner: int
+    ) -> Awaitable[Answer]:
+        """Answered when the tap is that user's, which is the slot process's matter."""
+        places: list[Place] = []
+        answer = self._reserve_in_turn(request, kind, places.append)
+        if isinstance(answer, Answer):
+            return self._owned(request, places, owner, answer)
+        return Patient(self._owned_in_turn(request, places, owner, answer))
+
+    async def _owned_in_turn(
+        self, request: Request, places: list[Place], owner: int, turn: Patient
+    ) -> Answer:
+        # Whose caller goes while it waits for a slot gets none; once it has one, that one
+        # is finished or given back, whoever waits for it.
+        owning = self._owned(request, places, owner, await turn)
+        return await asyncio.shield(asyncio.ensure_future(owning))
+
+    async def _owned(
+        self, request: Request, places: list[Place], owner: int, answer: Answer
+    ) -> Answer:
+        if not places:
+            return answer  # no slot came: it says so
+        (place,) = places
+        try:
+            await self._shared.node.reservations.own(place, owner)
+        except BaseException as error:
+            if place in self._shared.node.pool and place.phase is Phase.RESERVED:
+                self._give_back(request, f"slot-{place.index}")
+            answer = self._failure(request, error)
+        return answer._replace(logged=True)
+
     def _release(self, call: Call) -> Answer:
-        place = self._shared.node.release(call.name)
-        return self._told(200, call.request, "release", place)
+        return self._give_back(call.request, call.name)
+
+    def _give_back(self, request: Request, slot_id: str) -> Answer:
+        place = self._shared.node.reservations.release(slot_id)
+        return self._told(200, request, "release", place)
 
     def _told(self, status: int, request: Request, kind: str, place: Place) -> Answer:
         what: Json = {"slot": f"slot-{place.index}", "status": status}

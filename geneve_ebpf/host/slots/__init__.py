@@ -10,7 +10,7 @@ from geneve_ebpf.host.slots.kinds import NAMESPACE, Draft, Kind
 from geneve_ebpf.host.slots.making import AT_ONCE, make, make_many
 from geneve_ebpf.host.slots.native import number
 from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place, host_interface
-from geneve_ebpf.host.slots.taps import TAP, HostTapKind, TapKind
+from geneve_ebpf.host.slots.taps import TAP, HostTapKind, TapKind, beside_tap
 
 __all__ = [
     "AT_ONCE",
@@ -22,6 +22,7 @@ __all__ = [
     "Kind",
     "Place",
     "TapKind",
+    "beside_tap",
     "clear_half_made",
     "cut_off",
     "drop",

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from geneve_ebpf.abi import constant
@@ -12,7 +13,7 @@ from geneve_ebpf.host import links, messages, namespaces, taps, tc
 from geneve_ebpf.host.netlink import RouteSocket
 from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.host.slots.kinds import GUEST_SIDE, LOOPBACK, Draft, NamespaceKind
-from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place
+from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place, host_interface
 from geneve_ebpf.model import SlotKind
 
 TAP = "tap0"  # the same in every slot: a snapshot is restored by name
@@ -86,3 +87,16 @@ class HostTapKind:
 
     def settle(self, place: Place, draft: Draft) -> None:
         """Frames pass when somebody opens it."""
+
+
+@contextmanager
+def beside_tap(place: Place, index: int, kind: SlotKind) -> Iterator[str]:
+    """This thread, of the node's namespace, is meanwhile where a slot's tap is; the tap's name.
+
+    Raises OSError if there is no such slot any more.
+    """
+    if kind is SlotKind.HOST_TAP:
+        yield host_interface(index)
+        return
+    with namespaces.visiting(place.netns(index)):
+        yield TAP

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One slot as the agent knows it: what it is called, and where it is in its life."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from geneve_ebpf.model import SlotKind
+
+TAP = "tap0"  # of every slot with a tap in its namespace
+
+
+class Phase(str, Enum):
+    """Where a slot is in its life, as the API says it."""
+
+    MAKING = "making"
+    READY = "ready"
+    RESERVED = "reserved"
+    ATTACHED = "attached"
+    RETIRING = "retiring"
+
+    # Enum's own is written in Python, and slots are counted by phase on the hot path.
+    __hash__ = str.__hash__
+
+
+@dataclass(slots=True)
+class Place:
+    """One slot that exists or is being made."""
+
+    index: int
+    ifindex: int  # of the host-side interface; 0 until it is made
+    phase: Phase
+    kind: SlotKind
+
+    @property
+    def host_interface(self) -> str:
+        """Name of the host-side interface, in the node's namespace."""
+        return f"gnv{self.index}"
+
+    @property
+    def tap(self) -> str | None:
+        """Name of the tap that a virtual machine opens; None if there is none."""
+        if self.kind is SlotKind.NAMESPACE:
+            return None
+        return TAP if self.kind is SlotKind.TAP else self.host_interface

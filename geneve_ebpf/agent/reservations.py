@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slots that are handed out before their tenant is known: reserving, and giving back.
+
+Knows nothing of HTTP, and runs in the agent's one thread. The maps are the record.
+"""
+
+from __future__ import annotations
+
+from geneve_ebpf.agent.admission import Admission
+from geneve_ebpf.agent.intake import Intake
+from geneve_ebpf.agent.places import Phase, Place
+from geneve_ebpf.agent.slot_pool import SlotPool
+from geneve_ebpf.dataplane import DataPlane
+from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.model import SlotKind
+
+
+class Reservations:
+    """What is done with slots that nobody is attached to yet."""
+
+    def __init__(
+        self, dataplane: DataPlane, pool: SlotPool, intake: Intake, admission: Admission
+    ) -> None:
+        self._dataplane = dataplane
+        self._pool = pool
+        self._intake = intake
+        self._admission = admission
+
+    def reserve(self, kind: SlotKind | None = None, *, called: bool = False) -> Place:
+        """Hand out the lowest ready slot, to be bound later. Raises NO_SLOT, NODE_CORDONED.
+
+        kind: None is the first that the node keeps. called: whoever asks has waited for a
+        slot and has his turn now; else those that wait go first.
+        """
+        self._intake.check()
+        if self._admission.waiting and not called:
+            self.let_others_first(kind)
+        place = self._pool.lowest_ready(kind)
+        self._dataplane.reserve(place.index)
+        self._pool.move(place, Phase.RESERVED)
+        return place
+
+    def check_owner(self, kind: SlotKind | None) -> None:
+        """Raise BAD_REQUEST if slots of that kind have nothing that a user could own."""
+        kind = self._pool.kind_or_default(kind)
+        if kind is SlotKind.NAMESPACE:
+            raise GeneveError(
+                Code.BAD_REQUEST,
+                f"a {kind.value} slot has no tap to own",
+                hint="reserve one of kind tap or host-tap",
+                field="owner",
+            )
+
+    async def own(self, place: Place, owner: int) -> None:
+        """Have a reserved slot's tap belong to a user, for as long as there is that slot.
+
+        Raises why not: TAP_BUSY if somebody has it open.
+        """
+        await self._pool.asks.ask("own", place.index, kind=place.kind.value, owner=owner)
+
+    def release(self, slot_id: str) -> Place:
+        """Destroy a reserved slot. Raises SLOT_NOT_FOUND; SLOT_TAKEN if it is not reserved."""
+        place = self._pool.place(parse_slot(slot_id))
+        if place.phase is not Phase.RESERVED:
+            hint = "detach its sandbox" if place.phase is Phase.ATTACHED else "nothing to do"
+            raise GeneveError(
+                Code.SLOT_TAKEN,
+                f"{slot_id} is {place.phase.value}, not reserved",
+                hint=hint,
+                field="slot",
+            )
+        self._dataplane.retire(place.index)
+        self._pool.destroy(place)
+        return place
+
+    def is_reserved(self, slot_id: str | None) -> bool:
+        """Is it a slot that was handed out, and nobody attached yet? Raises SLOT_NOT_FOUND."""
+        return slot_id is not None and self._pool.place(parse_slot(slot_id)).phase is Phase.RESERVED
+
+    def let_others_first(self, kind: SlotKind | None) -> None:
+        """Raise NO_SLOT if somebody waits for a slot of that kind."""
+        kind = self._pool.kind_or_default(kind)
+        waiting = self._admission.waiting_for[kind.value]
+        if not waiting:
+            return
+        raise GeneveError(
+            Code.NO_SLOT,
+            f"{waiting} requests wait for a {kind.value} slot",
+            hint="wait for one as well, with Request-Timeout, or place it elsewhere",
+            details={"retry_after_s": self._pool.refill.seconds_for(waiting + 1)},
+        )
+
+
+def parse_slot(text: str) -> int:
+    """The index in a slot's id, "slot-3". Raises SLOT_NOT_FOUND: no slot is called otherwise."""
+    number = text.removeprefix("slot-")
+    if text != number and number.isascii() and number.isdigit() and len(number) < 8:
+        index = int(number)
+        if f"slot-{index}" == text:
+            return index
+    raise GeneveError(
+        Code.SLOT_NOT_FOUND,
+        f"no slot {text!r}",
+        hint="slots are called slot-0, slot-1, …: geneve-ebpf slot list",
+        field="slot",
+    )
