@@ -23,38 +23,57 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One bench: a module bench.NAME whose `main` takes a JSON file, rounds and its option."""
+    """
+    One bench: a module bench.NAME whose `main` takes a JSON file, rounds and its option.
+
+    in_all: rounds in `all`, seconds before the first and seconds of each, on two quiet cores.
+    """
 
     name: str
     rounds: int
+    in_all: tuple[int, float, float]
     text: str
     option: Option | None = None
 
 
 BENCHES = (
-    Bench("attach", 8, "ours by library and through the agent; script, netlink, pooled classic"),
+    Bench(
+        "attach",
+        8,
+        (6, 35, 18),
+        "ours by library and through the agent; script, netlink, pooled classic",
+    ),
     Bench(
         "storm",
         3,
+        (2, 70, 120),
         "1 to 200 attaches at the same instant while others are detached",
         Option("--most", 200, "attaches at once in the largest storm"),
     ),
-    Bench("first_byte", 8, "from the request to attach to the first byte from another node"),
+    Bench(
+        "first_byte",
+        8,
+        (5, 20, 6),
+        "from the request to attach to the first byte from another node",
+    ),
     Bench(
         "wire",
         5,
+        (5, 100, 70),
         "TCP, datagrams, questions and connections: ours beside others, taps too",
         Option("--only", "", "only works whose name begins so, such as tcp1"),
     ),
     Bench(
         "cost",
         3,
+        (2, 40, 15),
         "ns a packet by the kernel's clock, as a node fills with sandboxes and routes",
         Option("--most", 1_000_000, "routes"),
     ),
     Bench(
         "slots",
         3,
+        (1, 15, 105),
         "thousands of slots: made, attached, restarted over, destroyed",
         Option("--slots", 4000, "slots of the full node"),
     ),
@@ -103,14 +122,14 @@ def arguments() -> argparse.Namespace:
     sustained.add_argument(
         "--minutes", type=float, default=10, metavar="N", help="of each (default: %(default)s)"
     )
-    text = "all benches, and a page with their plots"
+    text = "every bench but the long runs in under 20 minutes, and a page with their plots"
     every = commands.add_parser("all", help=text, description=text)
     every.add_argument("--report", type=Path, required=True, metavar="DIR", help="write it here")
     rounds(every, None)
     text = "the page anew, from the records that are there"
     page = commands.add_parser("report", help=text, description=text)
     page.add_argument("directory", type=Path, metavar="DIR")
-    text = "two records of one bench, row by row"
+    text = "two records of one bench, or two directories of `all`, row by row"
     both = commands.add_parser("compare", help=text, description=text)
     both.add_argument("before", type=Path, metavar="A")
     both.add_argument("after", type=Path, metavar="B")
@@ -150,7 +169,7 @@ def rounds(parser: argparse.ArgumentParser, default: int | None) -> None:
         type=int,
         default=default,
         metavar="N",
-        help="rounds after the warm-up (default: " + (f"{default})" if default else "as each has)"),
+        help="rounds after the warm-up (default: " + (f"{default})" if default else "as fits)"),
     )
 
 
@@ -201,10 +220,15 @@ def measure(asked: argparse.Namespace) -> None:
         from bench import report
 
         report.main(asked.directory)
+        print(asked.directory / "index.html")
     else:
-        from bench import report
+        from bench import everything
 
-        report.measure_all(asked.report, [bench.name for bench in BENCHES], asked.rounds)
+        parts = [
+            everything.Part(bench.name, asked.rounds or bench.in_all[0], *bench.in_all[1:])
+            for bench in BENCHES
+        ]
+        everything.measure(asked.report, parts)
 
 
 def main() -> int:

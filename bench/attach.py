@@ -263,7 +263,7 @@ def main(json_file: str | None, rounds: int) -> None:
                 for form in classic.FORMS
             ),
         ]
-        rows, restless = harness.take_turns(contestants, rounds)
+        turns = harness.take_turns(contestants, rounds)
     about["placement"] = {
         "agent": first,
         "slot process": second,
@@ -275,9 +275,10 @@ def main(json_file: str | None, rounds: int) -> None:
     harness.report(
         "attach",
         about,
-        rows,
+        turns.rows,
         PAIRS,
-        restless=restless,
+        restless=turns.restless,
+        failed=turns.failed,
         json_file=json_file,
         notes=notes(kind, floor),
     )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two records of one bench, row by row: what changed, and what is noise."""
+"""Two records of one bench, or two directories of them, row by row: what changed, and what is
+noise."""
 
 from __future__ import annotations
 
@@ -53,6 +54,26 @@ def table(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 def main(first: Path, second: Path) -> None:
     """Print the comparison. Raises BenchError."""
+    if not first.is_dir() and not second.is_dir():
+        records(first, second)
+        return
+    if not first.is_dir() or not second.is_dir():
+        raise BenchError(f"one of {first} and {second} is a directory, the other is not")
+    names = [{path.name for path in one.glob("*.json")} for one in (first, second)]
+    shared = sorted(names[0] & names[1])
+    if not shared:
+        raise BenchError(f"{first} and {second} have no record of the same bench")
+    for name in shared:
+        print(f"## {name.removesuffix('.json')}\n")
+        records(first / name, second / name)
+        print()
+    for directory, only in ((first, names[0] - names[1]), (second, names[1] - names[0])):
+        if only:
+            print(f"only in {directory}: {', '.join(sorted(only))}")
+
+
+def records(first: Path, second: Path) -> None:
+    """Two files. Raises BenchError."""
     before, after = read(first), read(second)
     if before["bench"] != after["bench"]:
         raise BenchError(f"{first} is of {before['bench']}, {second} of {after['bench']}")

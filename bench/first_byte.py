@@ -170,15 +170,16 @@ def main(json_file: str | None, rounds: int) -> None:
                 for form in FORMS
             ),
         ]
-        rows, restless = harness.take_turns(contestants, rounds)
+        turns = harness.take_turns(contestants, rounds)
     about["placement"] = {"agent": first, "slot process": second, "guest and caller": second}
     about["tunnel"] = {"ours": "geneve", "classic": kind}
     harness.report(
         "first_byte",
         about,
-        rows,
+        turns.rows,
         [(f"first_byte.{form.name[8:]}", "first_byte.ours") for form in FORMS],
-        restless=restless,
+        restless=turns.restless,
+        failed=turns.failed,
         json_file=json_file,
         notes=[
             "From the request to attach until the guest has the first answer of a sandbox on the "

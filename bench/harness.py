@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 
 from bench import machine
+from bench.testbed import BenchError
+from geneve_ebpf.errors import GeneveError
 
 SCHEMA = "geneve-ebpf/bench/1"
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
@@ -91,6 +93,15 @@ class Ratio:
 
 
 @dataclass(slots=True)
+class Turns:
+    """What was taken by turns. failed: contestants that were thrown out, and why."""
+
+    rows: dict[str, Row]
+    restless: int = 0  # turns before which the machine did not come to rest
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Progress:
     """One line on stderr that is rewritten on a terminal, one per step elsewhere."""
 
@@ -126,29 +137,37 @@ def take_turns(
     contestants: Sequence[Contestant],
     rounds: int,
     settle: Callable[[], bool] = machine.settle,
-) -> tuple[dict[str, Row], int]:
+) -> Turns:
     """
-    Measure all, interleaved; returns the rows by name, and before how many
-    batches the machine did not come to rest.
+    Measure all, interleaved; the rows by name.
 
-    Every second round runs backwards, so that nobody always follows the same one.
+    Every second round runs backwards, so that nobody always follows the same one. Who
+    fails once has no row, and the others go on.
     """
-    rows = {each.name: Row(each.name, each.unit) for each in contestants}
+    turns = Turns({each.name: Row(each.name, each.unit) for each in contestants})
     progress = Progress(total=len(contestants) * (rounds + 1))
-    restless = 0
     for number in range(rounds + 1):
         ordered = contestants if number % 2 == 0 else contestants[::-1]
         for each in ordered:
             progress.step(
                 f"round {number} of {rounds}: {each.name}" if number else f"warm-up: {each.name}"
             )
-            restless += not settle()
+            if each.name in turns.failed:
+                continue
+            turns.restless += not settle()
             samples = each.batch if number else each.warm_up
-            taken = each.measure(samples + each.lead_in)[each.lead_in :]
+            try:
+                taken = each.measure(samples + each.lead_in)[each.lead_in :]
+            except (BenchError, GeneveError) as error:
+                turns.failed[each.name] = str(error)
+                del turns.rows[each.name]
+                progress.finish()
+                say(f"{each.name} is thrown out: {error}")
+                continue
             if number:
-                rows[each.name].rounds.append(taken)
+                turns.rows[each.name].rounds.append(taken)
     progress.finish()
-    return rows, restless
+    return turns
 
 
 def ratios(rows: Mapping[str, Row], pairs: Sequence[tuple[str, str]]) -> dict[str, Ratio]:
@@ -210,6 +229,7 @@ def as_json(
     found: Mapping[str, Ratio],
     notes: Sequence[str] = (),
     series: Sequence[Mapping[str, object]] = (),
+    failed: Mapping[str, str] | None = None,
 ) -> dict[str, object]:
     """The whole record, ready to be written."""
     return {
@@ -221,6 +241,7 @@ def as_json(
         "ratio_rounds": {
             name: [round(ratio.low, 3), round(ratio.high, 3)] for name, ratio in found.items()
         },
+        "failed": dict(failed or {}),
         "notes": list(notes),
         "series": list(series),
     }
@@ -236,12 +257,15 @@ def report(
     notes: Sequence[str],
     json_file: str | None,
     series: Sequence[Mapping[str, object]] = (),
+    failed: Mapping[str, str] | None = None,
 ) -> None:
     """
     Print the table on stdout and write the record; `-` swaps them: JSON on stdout.
 
+    failed: rows that were thrown out, and why. Raises BenchError at the end if there are any.
     series: curves for the report's page, each {title, x, y, log_x, lines: {name: [(x, y)]}}.
     """
+    notes = [*notes, *(f"{name} is thrown out: {why}" for name, why in (failed or {}).items())]
     about["load_after"] = machine.load()
     about["restless_batches"] = restless
     taken = [row for row in rows.values() if row.rounds]
@@ -261,9 +285,11 @@ def report(
             "Stop what else runs, and repeat.",
             file=out,
         )
-    text = json.dumps(as_json(bench, about, taken, found, notes, series), indent=1)
+    text = json.dumps(as_json(bench, about, taken, found, notes, series, failed), indent=1)
     if json_file == "-":
         print(text)
     elif json_file:
         Path(json_file).write_text(text + "\n")
         say(f"wrote {json_file}")
+    if failed:
+        raise BenchError(f"without {', '.join(failed)}; the other rows are there")

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -15,7 +12,7 @@ from typing import Any
 
 from bench import plot
 from bench.compare import read
-from bench.harness import number, say
+from bench.harness import number
 from bench.testbed import BenchError
 
 STORMS = "storms.html"  # the simulation's page
@@ -72,39 +69,6 @@ anybody looks fast. Making slots is work that was moved, not saved: <b>make.slot
 """
 
 
-def measure_all(directory: Path, names: Sequence[str], rounds: int | None) -> None:
-    """Run every bench, each in a process of its own, and make the page. Raises BenchError if
-    some failed, when the others and the page are there."""
-    directory.mkdir(parents=True, exist_ok=True)
-    failed = []
-    for name in names:
-        began = time.monotonic()
-        record = directory / f"{name}.json"
-        record.unlink(missing_ok=True)
-        words = [] if rounds is None else ["--rounds", str(rounds)]
-        say(f"{name} …")
-        done = subprocess.run(
-            [sys.executable, "-m", "bench", name, "--json", str(record), *words], check=False
-        )
-        say(f"{name} took {time.monotonic() - began:.0f} s")
-        if done.returncode == 130:
-            raise KeyboardInterrupt
-        if done.returncode:
-            failed.append(name)
-    simulate(directory)
-    main(directory)
-    if failed:
-        raise BenchError(f"without a record: {', '.join(failed)}")
-
-
-def simulate(directory: Path) -> None:
-    """Storms simulated with the times just measured, on a page of their own."""
-    measured, storm = directory / "attach.json", directory / "storm.json"
-    if measured.exists() and storm.exists():
-        words = ("--measured", measured, "--storm", storm, "--page", directory / STORMS)
-        subprocess.run([sys.executable, "-m", "bench", "sim", *map(str, words)], check=False)
-
-
 def main(directory: Path) -> None:
     """Write index.html and an SVG for each plot. Raises BenchError without any record."""
     records = [read(path) for path in sorted(directory.glob("*.json"))]
@@ -126,7 +90,6 @@ def main(directory: Path) -> None:
     if (directory / STORMS).exists():
         parts.append(f'<p><a href="{STORMS}">Storms, simulated with these times</a></p>')
     (directory / "index.html").write_text("\n".join(parts) + "\n")
-    say(f"wrote {directory / 'index.html'}")
 
 
 def machine(records: Sequence[Record]) -> str:

@@ -34,6 +34,7 @@ from bench.testbed import (
     two_nodes,
 )
 from geneve_ebpf.agent.config import Filling, Placement
+from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.host import namespaces
 from geneve_ebpf.loader import bpf
 from geneve_ebpf.loader.pins import Pins
@@ -96,7 +97,7 @@ def main(json_file: str | None, rounds: int, slots: int) -> None:
     about = machine.record()
     first, second = two_cpus()
     about["placement"] = {"agent": first, "caller": first, "slot_process": second}
-    rows = Rows()
+    rows, failed = Rows(), {}
     placement = Placement(agent_cpu=first, slot_cpu=second, exporter_cpu=second)
     with interruptible(), ExitStack() as stack:
         left, right = stack.enter_context(two_nodes("slots"))
@@ -106,9 +107,13 @@ def main(json_file: str | None, rounds: int, slots: int) -> None:
         few.rest()  # its programs are kept now, and no round pays for the compiler
         for number in range(1, rounds + 1):
             harness.say(f"round {number} of {rounds}")
-            one_round(rows, left, few, root, slots, (first, second))
-            for name, kind in TAPS.items():
-                fill(rows, left, few, root, slots, name, kind)
+            try:
+                one_round(rows, left, few, root, slots, (first, second))
+                for name, kind in TAPS.items():
+                    fill(rows, left, few, root, slots, name, kind)
+            except (BenchError, GeneveError) as error:
+                failed[f"the rest of round {number}"] = str(error)
+                break
     harness.report(
         "slots",
         about,
@@ -117,6 +122,7 @@ def main(json_file: str | None, rounds: int, slots: int) -> None:
         restless=0,
         notes=NOTES,
         json_file=json_file,
+        failed=failed,
     )
 
 

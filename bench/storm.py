@@ -266,15 +266,16 @@ def main(json_file: str | None, rounds: int, most: int = CONCURRENCY[-1]) -> Non
                 Contestant(name_of(size, name), "us", max(size, 10), repeated(measure, size), 1, 0)
                 for name, measure in each
             ]
-        rows, restless = harness.take_turns(contestants, rounds)
+        turns = harness.take_turns(contestants, rounds)
     about["tunnel"] = {"ours": "geneve", "classic": kind}
     about["detaches"] = DETACHES
     harness.report(
         "storm",
         about,
-        rows,
+        turns.rows,
         [(name_of(size, name), name_of(size, "ours")) for size in sizes for name in FORMS],
-        restless=restless,
+        restless=turns.restless,
+        failed=turns.failed,
         json_file=json_file,
         notes=[
             "storm.N.X: N attaches at the same instant, each a process that was connected before; "
@@ -282,7 +283,7 @@ def main(json_file: str | None, rounds: int, most: int = CONCURRENCY[-1]) -> Non
             f"Meanwhile {DETACHES} others are detached one after the other. Ours goes through the "
             "agent, which also destroys their slots and makes new ones.",
             "storm.N.floor: as many processes that attach nothing: what their own wake-ups cost.",
-            *tails(rows, sizes),
+            *tails(turns.rows, sizes),
         ],
     )
 
@@ -295,6 +296,12 @@ def tails(rows: dict[str, Row], sizes: list[int]) -> Iterator[str]:
             for name, row in rows.items()
             if row.rounds and name.startswith(f"storm.{size}.")
         }
-        ours_p99 = p99[name_of(size, "ours")]
-        shares = ", ".join(f"{form} {p99[name_of(size, form)] / ours_p99:.1f}" for form in FORMS)
+        ours_p99 = p99.get(name_of(size, "ours"))
+        if not ours_p99:
+            continue
+        shares = ", ".join(
+            f"{form} {p99[row] / ours_p99:.1f}"
+            for form in FORMS
+            if (row := name_of(size, form)) in p99
+        )
         yield f"p99 at {size} at once, each over ours (medians of the rounds'): {shares}."

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the wire carries: TCP, datagrams, questions and connections, ours beside others.
 
-Rows are work.contestant. A row is thrown out, and the bench ends, unless its bytes
-crossed the wire that it names in packets of the size that it names.
+Rows are work.contestant. A row is thrown out unless its bytes crossed the wire that it
+names in packets of the size that it names.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,17 +99,19 @@ class Side:
     """What is found beside a row's own figure; each becomes a row, first round dropped."""
 
     rows: dict[str, Row] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)  # the row that each was found with
 
-    def add(self, name: str, unit: str, value: float) -> None:
-        """One more sample."""
+    def add(self, row: str, name: str, unit: str, value: float) -> None:
+        """One more sample, found with one of `row`."""
         self.rows.setdefault(name, Row(name, unit)).rounds.append([value])
+        self.beside[name] = row
 
-    def after_warm_up(self) -> dict[str, Row]:
-        """Without the round that warmed up."""
+    def after_warm_up(self, taken: Mapping[str, Row]) -> dict[str, Row]:
+        """Without the round that warmed up; only what was found with rows that were taken."""
         return {
             name: Row(name, row.unit, row.rounds[1:])
             for name, row in self.rows.items()
-            if len(row.rounds) > 1
+            if len(row.rounds) > 1 and self.beside[name] in taken
         }
 
 
@@ -178,15 +180,15 @@ def measured(
         if work.tool == "tcp":
             gigabits = found["count"] * 8 / 1e9
             taken.append(rate * 8 / 1e9)
-            side.add(f"cpu_{row}", "CPU s/Gbit", found["busy"] / gigabits)
+            side.add(row, f"cpu_{row}", "CPU s/Gbit", found["busy"] / gigabits)
             # Of all that was sent, warm-up too: the wire's bytes, less its headers.
-            side.add(f"skbs_{row}", "a 100 MB", heard / (octets / 1e8))
+            side.add(row, f"skbs_{row}", "a 100 MB", heard / (octets / 1e8))
         elif work.tool == "udp":
             taken.append(rate / 1e3)
-            side.add(f"cpu_{row}", "CPU us/pkt", found["busy"] / found["count"] * 1e6)
+            side.add(row, f"cpu_{row}", "CPU us/pkt", found["busy"] / found["count"] * 1e6)
         elif work.tool == "rr":
             taken.append(found["p50"])
-            side.add(f"{work.name}_p99.{name}", "us", found["p99"])
+            side.add(row, f"{work.name}_p99.{name}", "us", found["p99"])
         else:
             taken.append(rate)
     return taken
@@ -265,15 +267,16 @@ def main(json_file: str | None, rounds: int, only: str = "") -> None:
         for bed in made.values():
             bed.set_wire(SEGMENTS)
         about["offloads"] = {name: offloads(*bed.wire) for name, bed in made.items()}
-        rows, restless = harness.take_turns(contestants, rounds)
-    rows |= side.after_warm_up()
+        turns = harness.take_turns(contestants, rounds)
+    turns.rows |= side.after_warm_up(turns.rows)
     about["absent"] = absent
     harness.report(
         "wire",
         about,
-        rows,
+        turns.rows,
         pairs(),
-        restless=restless,
+        restless=turns.restless,
+        failed=turns.failed,
         notes=[*notes(), *(f"{name} is absent: {why}" for name, why in absent.items())],
         json_file=json_file,
     )

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench import beds, machines, slots, wire
+from bench import beds, everything, machines, slots, wire
 from bench.beside import beside
 from bench.compiled import compiled
 from bench.ours import run_root
@@ -101,6 +102,18 @@ def test_a_node_is_filled_with_taps(monkeypatch: pytest.MonkeyPatch, name: str) 
     assert set(rows.rows) == {f"slots.fill_4_{name}", f"slots.memory_each_{name}"}
     assert scrapes
     assert left_over == []
+
+
+def test_one_bench_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
+    """Their records and the page are there, and what failed is named at the end."""
+    parts = [everything.Part("nothing", 1, 0, 0), everything.Part("first_byte", 1, 20, 5)]
+
+    with pytest.raises(BenchError, match="failed, wholly or in some rows: nothing"):
+        everything.measure(tmp_path / "report", parts)
+
+    found = json.loads((tmp_path / "report" / "first_byte.json").read_text())
+    assert "first_byte.ours" in {row["name"] for row in found["results"]}
+    assert "first_byte.ours" in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_every_ratio_is_of_two_rows_that_are_taken() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from bench import harness, machine
 from bench.harness import Contestant, Row
+from bench.testbed import BenchError
 
 
 def always(value: float) -> Contestant:
@@ -46,7 +47,7 @@ def test_the_warm_up_round_is_dropped():
     values = iter([[1000.0], [1.0], [3.0]])
     warming = Contestant("warming", "us", 1, lambda n: next(values), lead_in=0)
 
-    rows, _ = harness.take_turns([warming], 2, settle=lambda: True)
+    rows = harness.take_turns([warming], 2, settle=lambda: True).rows
 
     assert rows["warming"].rounds == [[1.0], [3.0]]
 
@@ -55,14 +56,14 @@ def test_the_first_sample_of_each_turn_is_dropped():
     """It pays for what the contestant before did to the caches."""
     cold = Contestant("cold", "us", 2, lambda n: [900.0] + [1.0] * (n - 1))
 
-    rows, _ = harness.take_turns([cold], 2, settle=lambda: True)
+    rows = harness.take_turns([cold], 2, settle=lambda: True).rows
 
     assert rows["cold"].rounds == [[1.0, 1.0], [1.0, 1.0]]
 
 
 def test_a_machine_that_does_not_come_to_rest_is_reported():
     """So that a reader knows why a run is unstable."""
-    _, restless = harness.take_turns([always(1.0)], 4, settle=lambda: False)
+    restless = harness.take_turns([always(1.0)], 4, settle=lambda: False).restless
 
     assert restless == 5
 
@@ -103,10 +104,10 @@ def test_a_ratio_whose_rounds_disagree_is_called_noise():
 
 def test_the_record_has_the_documented_shape(tmp_path, capsys):
     """Whatever reads bench results relies on these names."""
-    rows, restless = harness.take_turns([always(2.0), always(6.0)], 2, settle=lambda: True)
+    turns = harness.take_turns([always(2.0), always(6.0)], 2, settle=lambda: True)
 
-    harness.report("attach", machine.record(), rows, [("always.6.0", "always.2.0")],
-                   restless=restless, notes=["a note"], json_file=str(tmp_path / "out.json"))
+    harness.report("attach", machine.record(), turns.rows, [("always.6.0", "always.2.0")],
+                   restless=turns.restless, notes=["a note"], json_file=str(tmp_path / "out.json"))
 
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["schema"] == "geneve-ebpf/bench/1"
@@ -120,11 +121,35 @@ def test_the_record_has_the_documented_shape(tmp_path, capsys):
     assert "always.6.0/always.2.0" in capsys.readouterr().out
 
 
+def test_who_fails_is_thrown_out_and_the_others_go_on(tmp_path, capsys):
+    """Its earlier rounds too; the record is written first, and says why."""
+    answers = iter([[1.0], [1.0]])
+
+    def fail_later(samples: int) -> list[float]:
+        for answer in answers:
+            return answer
+        raise BenchError("a packet was dropped")
+
+    wrong = Contestant("wrong", "us", 1, fail_later, lead_in=0)
+    turns = harness.take_turns([always(2.0), wrong], 3, settle=lambda: True)
+
+    with pytest.raises(BenchError, match="without wrong"):
+        harness.report("x", machine.record(), turns.rows, [("wrong", "always.2.0")],
+                       restless=0, notes=[], failed=turns.failed,
+                       json_file=str(tmp_path / "out.json"))
+
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [(row["name"], row["n"]) for row in record["results"]] == [("always.2.0", 9)]
+    assert record["failed"] == {"wrong": "a packet was dropped"}
+    assert record["ratios"] == {}
+    assert "wrong is thrown out: a packet was dropped" in capsys.readouterr().out
+
+
 def test_json_on_stdout_is_json_alone(capsys):
     """With `--json -` the table goes to stderr, so that a pipe gets the record only."""
-    rows, restless = harness.take_turns([always(2.0)], 1, settle=lambda: True)
+    turns = harness.take_turns([always(2.0)], 1, settle=lambda: True)
 
-    harness.report("tcp", machine.record(), rows, [], restless=restless, notes=[],
+    harness.report("tcp", machine.record(), turns.rows, [], restless=turns.restless, notes=[],
                    json_file="-")
 
     out, talk = capsys.readouterr()

@@ -72,6 +72,33 @@ def test_records_of_two_benches_are_not_compared(tmp_path):
         compare.main(one, two)
 
 
+def test_two_directories_are_compared_bench_by_bench(tmp_path, capsys):
+    """What only one of them has is named."""
+    for name, rate in (("a", 10), ("b", 30)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "wire.json", record(tcp1__ours=[rate, rate + 1]))
+        write(tmp_path / name / "cost.json", record(bench="cost", cost__x=[5, 6]))
+    write(tmp_path / "a" / "storm.json", record(bench="storm", x=[1]))
+
+    compare.main(tmp_path / "a", tmp_path / "b")
+
+    out = capsys.readouterr().out
+    assert out.index("## cost") < out.index("cost.x") < out.index("## wire")
+    assert "+200%" in out
+    assert f"only in {tmp_path / 'a'}: storm.json" in out
+
+
+def test_a_directory_is_not_compared_with_a_file(tmp_path):
+    """Nor with one that shares nothing with it."""
+    one = write(tmp_path / "a.json", record(x=[1]))
+    (tmp_path / "b").mkdir()
+
+    with pytest.raises(BenchError, match="is a directory"):
+        compare.main(one, tmp_path / "b")
+    with pytest.raises(BenchError, match="no record of the same bench"):
+        compare.main(tmp_path, tmp_path / "b")
+
+
 def test_the_page_has_every_row_and_says_what_is_noise(tmp_path):
     """Losing rows too; names and notes of a record cannot break it."""
     write(tmp_path / "wire.json", record(tcp1__ours=[1, 4], tcp1__vxlan_bridge=[2, 3]))
