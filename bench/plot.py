@@ -126,6 +126,7 @@ def lines(
     y = Scale([point[1] for point in points], HEIGHT - BOTTOM, TOP, log=log_y, zero=True)
     parts = axes(x, y, x_name, y_name)
     colours = colour_of(list(curves))
+    step = min(18.0, (HEIGHT - TOP - 20) / max(1, len(curves)))
     for number, (name, curve) in enumerate(curves.items()):
         colour, dashes = colours[name]
         path = "L".join(f"{x(at):.1f} {y(value):.1f}" for at, value in curve)
@@ -136,9 +137,9 @@ def lines(
                 f'<circle cx="{x(at):.1f}" cy="{y(value):.1f}" r="3" fill="{colour}"/>'
                 for at, value in curve
             ]
-        place, at = WIDTH - RIGHT + 10, TOP + 10 + number * 18
-        parts.append(f'<path d="M{place} {at}h22" {stroke}/>')
-        parts.append(f'<text x="{place + 28}" y="{at + 4}">{escape(name)}</text>')
+        place, at = WIDTH - RIGHT + 10, TOP + 10 + number * step
+        parts.append(f'<path d="M{place} {at:.1f}h22" {stroke}/>')
+        parts.append(f'<text x="{place + 28}" y="{at + 4:.1f}">{escape(name)}</text>')
     return wrap(title, HEIGHT, parts)
 
 
@@ -171,4 +172,30 @@ def bars(
         )
         beside = max(x(high), 190 + wide) + 6
         parts.append(f'<text x="{beside:.1f}" y="{at + 13}">{short(value)} {escape(unit)}</text>')
+    return wrap(title, height, parts)
+
+
+def clocks(title: str, rows: Sequence[tuple[str, str, str, str]]) -> str:
+    """(name, what is done before, what the clock covers, how long that took): the clock's two
+    edges are the upright lines."""
+    start, end = 372, 670
+    height = TOP + 28 + len(rows) * 24 + 10
+    colours = colour_of([row[0] for row in rows])
+    parts = [
+        f'<text x="{start - 8}" y="{TOP + 14}" text-anchor="end">made ahead</text>'
+        f'<text x="{start + 8}" y="{TOP + 14}">the clock runs</text>'
+        f'<text x="{end + 8}" y="{TOP + 14}">p50</text>'
+    ]
+    for number, (name, ahead, within, took) in enumerate(rows):
+        at = TOP + 28 + number * 24
+        parts.append(
+            f'<rect x="{start}" y="{at}" width="{end - start}" height="20" '
+            f'fill="{colours[name][0]}" fill-opacity=".25"/>'
+            f'<text x="8" y="{at + 14}">{escape(name)}</text>'
+            f'<text x="{start - 8}" y="{at + 14}" text-anchor="end">{escape(ahead)}</text>'
+            f'<text x="{start + 8}" y="{at + 14}">{escape(within)}</text>'
+            f'<text x="{end + 8}" y="{at + 14}">{escape(took)}</text>'
+        )
+    edges = "".join(f"M{x} {TOP + 20}V{height - 6}" for x in (start, end))
+    parts.append(f'<path class="axis" stroke-width="2" d="{edges}"/>')
     return wrap(title, height, parts)

@@ -24,6 +24,24 @@ TITLES = {
     "slots": "Slots, made ahead",
     "wire": "What the wire carries",
     "cost": "What a packet costs our programs",
+    "sustained": "Coming and going for minutes",
+    "soak": "Coming and going, and every count is back",
+}
+_ALL = "namespace, veth, bridge, addr., tunnel"
+_OURS_AHEAD = "namespace, veth"
+# What each clock covers: what is done before it, and while it runs.
+CLOCKS = {
+    "attach.library": (_OURS_AHEAD, "two map entries"),
+    "attach.agent": (_OURS_AHEAD, "request, two map entries, answer"),
+    "attach.agent_one_cpu": (_OURS_AHEAD, "request, two map entries, answer"),
+    "attach.agent_c": (_OURS_AHEAD, "request, two map entries, answer"),
+    "attach.verify": (_OURS_AHEAD, "request, two map entries, a probe, answer"),
+    "classic.pooled_raw": ("namespace, veth, bridge, addr.", "tunnel: one message"),
+    "classic.pooled": ("namespace, veth, bridge, addr.", "tunnel"),
+    "classic.pooled_address": ("namespace, veth, bridge", "addresses, tunnel"),
+    "classic.netlink_raw": ("nothing", _ALL),
+    "classic.netlink": ("nothing", _ALL),
+    "classic.script": ("nothing", f"{_ALL}, rules"),
 }
 WORKS = {
     "tcp1": "One TCP stream",
@@ -38,7 +56,9 @@ WORKS = {
     "rr_one_cpu_p99": "The same on one CPU, p99 (less is better)",
     "connect": "TCP connections opened",
     "cpu_tcp1": "CPU of both ends, one TCP stream (less is better)",
+    "cpu_tcp8": "CPU of both ends, eight TCP streams (less is better)",
     "cpu_udp64": "CPU of both ends a small datagram (less is better)",
+    "cpu_udp1400": "CPU of both ends a large datagram (less is better)",
     "skbs_tcp1": "Packets given to the sandbox's stack (less is better)",
 }
 PAGE = """<!doctype html>
@@ -132,7 +152,7 @@ def plots(record: Record) -> Iterator[tuple[str, str]]:
             if mine:
                 unit = next(iter(mine.values()))["unit"]
                 yield work, plot.bars(title, unit, [bar(row, who) for who, row in mine.items()])
-    elif not record.get("series", []):
+    elif record["bench"] != "cost":
         units = {row["unit"] for row in found.values()}
         for unit in sorted(units):
             some = [bar(row, name) for name, row in found.items() if row["unit"] == unit]
@@ -159,11 +179,18 @@ def of_attach(found: dict[str, Record]) -> Iterator[tuple[str, str]]:
     }
     title = "How long an attach takes: from the request to where a first packet passes"
     yield "attach", plot.lines(title, "us", "% done", curves, log_x=True, log_y=False)
-    boot = ("make.slot", "attach.agent", "classic.pooled", "classic.script")
-    rows = [bar(found[name], name) for name in boot if name in found]
+    rows = [
+        (name, *what, f"{number(found[name]['p50'])} us")
+        for name, what in CLOCKS.items()
+        if name in found
+    ]
     if rows:
+        yield "clocks", plot.clocks("Where each clock starts and stops", rows)
+    boot = ("make.slot", "attach.agent", "classic.pooled", "classic.script")
+    costs = [bar(found[name], name) for name in boot if name in found]
+    if costs:
         title = "What moved to boot: a slot made ahead, beside what is left for the attach"
-        yield "boot", plot.bars(title, "us", rows, log=True)
+        yield "boot", plot.bars(title, "us", costs, log=True)
 
 
 def ratios(record: Record) -> str:

@@ -22,7 +22,7 @@ from bench import harness, machine
 from bench.beside import beside
 from bench.harness import Row
 from bench.ours import run_root
-from bench.served import METRICS, VPC, Served, served
+from bench.served import METRICS, PATIENCE, VPC, Served, served
 from bench.testbed import (
     BenchError,
     Node,
@@ -46,6 +46,7 @@ PACKETS = 2000
 IDLE_SECONDS = 10.0
 REFILL = 100.0  # slots a second
 AT_RATE = 1000  # attaches at that rate; fewer where there are few slots
+CURVE_EVERY = 0.05  # seconds
 SCRAPE_EVERY = 1.0  # seconds
 SETTLED = 512  # KB that the kernel may still give back in half a second
 _BPF_ENABLE_STATS = 32
@@ -77,23 +78,31 @@ NOTES = (
 )
 
 
+Curve = list[tuple[float, int]]
+
+
 class Rows:
     """Samples by name, as they come."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
+        self.curves: dict[str, Curve] = {}
 
     def add(self, name: str, unit: str, samples: list[float]) -> None:
         """One round's samples of a row."""
         self.rows.setdefault(name, Row(name, unit)).rounds.append(samples)
+
+    def curve(self, name: str, points: Curve) -> None:
+        """How a node filled with slots of a kind; that of the last round is kept."""
+        self.curves[name] = points
 
 
 def main(json_file: str | None, rounds: int, slots: int) -> None:
     """Fill a node with `slots` slots, `rounds` times. Raises BenchError."""
     need({"ip": "iproute2"})
     sweep()
-    if slots < 4 * FEW:
-        raise BenchError(f"--slots must be at least {4 * FEW}")
+    if slots < 8 * FEW:
+        raise BenchError(f"--slots must be at least {8 * FEW}")
     about = machine.record()
     first, second = two_cpus()
     about["placement"] = {"agent": first, "caller": first, "slot_process": second}
@@ -123,7 +132,30 @@ def main(json_file: str | None, rounds: int, slots: int) -> None:
         notes=NOTES,
         json_file=json_file,
         failed=failed,
+        series=[
+            {
+                "title": f"Filling a node with {slots:,} slots of a kind",
+                "x": "seconds from the start of the agent",
+                "y": "slots ready",
+                "lines": rows.curves,
+            }
+        ]
+        if rows.curves
+        else [],
     )
+
+
+def filled(node: Served, slots: int, began: float) -> Curve:
+    """Wait until so many slots are ready; how many were, second by second."""
+    points: Curve = [(0.0, 0)]
+    end = time.monotonic() + PATIENCE
+    while points[-1][1] < slots:
+        if time.monotonic() > end:
+            raise BenchError(f"waited {PATIENCE:.0f} s for {slots} slots")
+        time.sleep(CURVE_EVERY)
+        ready = node.counts()["ready"]
+        points.append((round(time.perf_counter() - began, 3), ready))
+    return points
 
 
 def fill(
@@ -136,7 +168,7 @@ def fill(
     with served(
         node, name, root, slots, kind=kind, placement=few.placement, filling=filling
     ) as full:
-        full.wait("ready", slots)
+        rows.curve(name, filled(full, slots, began))
         rows.add(f"slots.fill_{slots}_{name}", "s", [time.perf_counter() - began])
         settle()
         rows.add(f"slots.memory_each_{name}", "KB", [(kernel_kilobytes() - before) / slots])
@@ -158,7 +190,7 @@ def one_round(
     filling = Filling(low_watermark=0, refill_rate=REFILL)
     began = time.perf_counter()
     with served(node, "full", root, slots, placement=few.placement, filling=filling) as full:
-        full.wait("ready", slots)
+        rows.curve("namespace", filled(full, slots, began))
         rows.add(f"slots.fill_{slots}", "s", [time.perf_counter() - began])
         settle()
         rows.add("slots.memory_each", "KB", [(kernel_kilobytes() - before) / slots])

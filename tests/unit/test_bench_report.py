@@ -8,7 +8,7 @@ import xml.etree.ElementTree as xml
 
 import pytest
 
-from bench import compare, plot, report
+from bench import classic, compare, plot, report
 from bench.harness import Row, as_json, ratios
 from bench.testbed import BenchError
 
@@ -106,6 +106,8 @@ def test_the_page_has_every_row_and_says_what_is_noise(tmp_path):
     write(tmp_path / "attach.json", record(bench="attach", unit="us", **rows))
     curve = {"title": "t", "x": "n", "y": "ns", "log_x": True, "lines": {"one": [(1, 5), (10, 6)]}}
     write(tmp_path / "cost.json", record(bench="cost", unit="ns", series=[curve], cost__x__1=[5]))
+    filling = record(bench="slots", unit="s", series=[curve], slots__fill=[5])
+    write(tmp_path / "slots.json", filling)
 
     report.main(tmp_path)
 
@@ -117,9 +119,11 @@ def test_the_page_has_every_row_and_says_what_is_noise(tmp_path):
     assert "A &lt;CPU&gt;" in page
     assert "a &lt;note&gt;" in page
     made = {path.name for path in tmp_path.glob("*.svg")}
-    assert {"tcp1.svg", "attach.svg", "boot.svg", "cost_0.svg"} <= made
+    assert {"tcp1.svg", "attach.svg", "clocks.svg", "boot.svg", "cost_0.svg"} <= made
+    assert "cost_ns.svg" not in made, "its curves have them all"
     for name in made:
         xml.fromstring((tmp_path / name).read_text())
+    assert {"slots_s.svg", "slots_0.svg"} <= made, "bars and the curve"
     assert "src=" not in page  # nothing but itself is needed to show it
 
 
@@ -145,3 +149,24 @@ def test_bars_are_as_long_as_their_values():
 
     wide = [float(one.get("width")) for one in picture.iter("{http://www.w3.org/2000/svg}rect")]
     assert wide[0] == pytest.approx(2 * wide[1], rel=0.01)
+
+
+def test_every_way_of_attaching_says_where_its_clock_stands():
+    """Or the picture would leave it out without a word."""
+    forms = {form.name for form in classic.FORMS}
+
+    assert forms <= report.CLOCKS.keys()
+
+
+def test_many_curves_are_all_named_within_the_picture():
+    """However many contestants there are."""
+    curves = {f"way {number}": [(1, 1), (2, 2)] for number in range(40)}
+    picture = xml.fromstring(plot.lines("t", "x", "y", curves, log_x=False, log_y=False))
+
+    places = [
+        float(text.get("y"))
+        for text in picture.iter("{http://www.w3.org/2000/svg}text")
+        if (text.text or "").startswith("way ")
+    ]
+    assert len(places) == 40
+    assert max(places) <= plot.HEIGHT
