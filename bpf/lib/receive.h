@@ -186,14 +186,19 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 		return drop(skb, DIRECTION_RX, DROP_MERGED_UDP);
 	reason = find_endpoint(arrival.vni, &inner.destination, &endpoint,
 			       &binding);
-	if (!reason)
-		reason = merge_ecn(&inner, arrival.ecn);
+	if (reason)
+		return drop(skb, DIRECTION_RX, reason);
+	slot = endpoint->slot;
+	row = slot_counters.lookup(&slot);
+	if (!row)
+		return drop(skb, DIRECTION_RX, DROP_NO_ENDPOINT);
+	fetch(&row->rx_remote);
+	reason = merge_ecn(&inner, arrival.ecn);
 	if (!reason && is_syn(skb, &inner))
 		reason = clamp_arriving(skb, config, &arrival.sender, from,
 					&inner);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
-	slot = endpoint->slot;
 	ifindex = endpoint->ifindex;
 	kind = binding->kind;
 	bytes = skb->len;
@@ -207,9 +212,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	reason = address_to_guest(skb, config, binding, &inner, 1);
 	if (reason)
 		return drop_bytes(bytes, DIRECTION_RX, reason);
-	row = slot_counters.lookup(&slot);
-	if (row)
-		add(&row->rx_remote, inner.length);
+	add(&row->rx_remote, inner.length);
 
 	/* Through the veth the sandbox's own GRO merges TCP segments; past it
 	 * goes what that does not help, without the detour: other protocols, and
