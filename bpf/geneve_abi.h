@@ -37,6 +37,7 @@ struct node_config {
 	__be32 gateway_address;		/* the one address it may ask ARP for */
 	__be32 guest_netmask;		/* offered by DHCP */
 	__be32 dns[2];			/* offered by DHCP; 0: none */
+	struct address dns6[2];		/* by DHCPv6; all zero: none */
 	__u32 fib_ifindex;	/* "received on" in underlay route look-ups */
 	__be16 udp_port;	/* Geneve, both ways */
 	__u8 guest_mac[6];
@@ -223,7 +224,8 @@ enum direction {
 	X(36, EXTENSION_HEADER, policy, "an inner IPv6 extension header that could hide the destination, or too many") \
 	X(37, DHCP_REFUSED, policy, "a DHCP message other than one that we answer") \
 	X(38, GROUP_MEMBERSHIP, policy, "IGMP or MLD from a sandbox, which nobody is there to hear") \
-	X(39, NO_PROGRAM, resource, "the program that the packet was to go on in is not there")
+	X(39, NO_PROGRAM, resource, "the program that the packet was to go on in is not there") \
+	X(40, DHCP6_REFUSED, policy, "a DHCPv6 message other than one that we answer")
 
 enum drop_reason {
 #define X(number, name, class, text) DROP_##name = number,
@@ -243,7 +245,8 @@ enum drop_reason {
 	X(6, DHCP_ANSWERED, "a sandbox asked for its configuration by DHCP and got an answer") \
 	X(7, TOO_BIG_SENT, "a sandbox was told that its packet was too big for the way") \
 	X(8, PATH_MTU_LEARNED, "a hop of the underlay said that our packets are too big for it") \
-	X(9, MSS_CLAMPED, "the segment size in a TCP handshake of a sandbox was lowered to what the way carries")
+	X(9, MSS_CLAMPED, "the segment size in a TCP handshake of a sandbox was lowered to what the way carries") \
+	X(10, DHCP6_ANSWERED, "a sandbox asked for its configuration by DHCPv6 and got an answer")
 
 enum event_kind {
 #define X(number, name, text) EVENT_##name = number,

@@ -58,6 +58,8 @@ int sandbox_tx(struct __sk_buff *skb)
 		switch (hearer_of(skb, config, &inner)) {
 		case HEARD_BY_GATEWAY:
 			return go_on_in(skb, JUMP_SANDBOX_LINK, slot);
+		case HEARD_BY_DHCP6:
+			return go_on_in(skb, JUMP_SANDBOX_DHCP6, slot);
 		case HEARD_BY_NOBODY:
 			return drop(skb, DIRECTION_TX, DROP_GROUP_MEMBERSHIP);
 		case HEARD_BY_VPC:

@@ -81,6 +81,7 @@ class NodeConfig(ctypes.Structure):
         ("gateway_address", c_uint8 * 4),
         ("guest_netmask", c_uint8 * 4),
         ("dns", c_uint8 * 4 * 2),
+        ("dns6", Address * 2),
         ("fib_ifindex", c_uint32),
         ("udp_port", c_uint8 * 2),
         ("guest_mac", c_uint8 * 6),
@@ -244,6 +245,7 @@ JUMPS = (
     "sandbox_error",
     "uplink_peer",
     "uplink_path_mtu",
+    "sandbox_dhcp6",
 )
 PROGRAMS = (*HOOKS, *JUMPS)
 JUMP_TABLE = "jumps"  # the map that leads there

@@ -33,7 +33,7 @@ MERGE = ("auto", "on", "off")  # of NodeSettings.merge
 GENEVE_PORT = 6081  # RFC 8926 section 3.3
 VNI_MAX = (1 << 24) - 1
 MTU_MIN, MTU_MAX = 576, 65535
-DNS_MAX = 2  # servers that DHCP offers
+DNS_MAX = 2  # servers of either family that DHCP offers
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 IPV4_MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291 section 2.5.5.2
 LINK_LOCAL = IPv6Network("fe80::/10")
@@ -158,7 +158,7 @@ class Guest:
     gateway_mac: MacAddress = MacAddress(bytes.fromhex("024756000001"))
     address6: IPv6Address = IPv6Address("fd67:6e76:77::2")
     gateway6: IPv6Address = IPv6Address("fe80::1")
-    dns: tuple[IPv4Address, ...] = ()  # at most DNS_MAX
+    dns: tuple[IPv4Address | IPv6Address, ...] = ()  # at most DNS_MAX of either family
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,7 @@ class NodeSettings:
                 parse_mac(guest["gateway_mac"]),
                 IPv6Address(guest["address6"]),
                 IPv6Address(guest["gateway6"]),
-                tuple(IPv4Address(server) for server in guest["dns"]),
+                tuple(ip_address(server) for server in guest["dns"]),
             ),
             metrics_listen=raw["metrics_listen"],
             address_rest=raw["address_rest"],

@@ -357,8 +357,12 @@ class Node:
         if vtep is not None:
             changed.vtep = Address.of(ip_address(vtep)) if vtep else Address()
         if dns is not None:
-            for row, server in zip(changed.dns, (*dns, "0.0.0.0", "0.0.0.0"), strict=False):
-                row[:] = IPv4Address(server).packed
+            servers = [ip_address(server) for server in dns]
+            four = [server.packed for server in servers if server.version == 4]
+            for row, octets in zip(changed.dns, (*four, bytes(4), bytes(4)), strict=False):
+                row[:] = octets
+            six = [Address.of(server) for server in servers if server.version == 6]
+            changed.dns6 = (Address * 2)(*six)
         table.set(Key32(0), changed)
         try:
             yield

@@ -34,6 +34,12 @@ static inline int same_address(const struct address *a,
 	       a->word[2] == b->word[2] && a->word[3] == b->word[3];
 }
 
+/* fe80::/10 */
+static inline int is_link_local(const struct address *address)
+{
+	return from_be32(address->word[0]) >> 22 == 0xfe80 >> 6;
+}
+
 /* What a sandbox may have and a route may lead to. */
 static inline int is_unicast(const struct address *address)
 {
@@ -46,7 +52,7 @@ static inline int is_unicast(const struct address *address)
 	 * section 2.5.6), and neither :: nor ::1.
 	 */
 	return (from_be32(address->word[0]) >> 24) != 0xff &&
-	       (from_be32(address->word[0]) >> 22) != 0xfe80 >> 6 &&
+	       !is_link_local(address) &&
 	       (address->word[0] || address->word[1] || address->word[2] ||
 		ipv4 > 1);
 }

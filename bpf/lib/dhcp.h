@@ -21,9 +21,6 @@
 #define DHCP_CLIENT_PORT 68
 #define DHCP_MAGIC to_be32(0x63825363)
 #define DHCP_BROADCAST to_be16(0x8000)	/* the client hears nothing else yet */
-#define DHCP_LEASE 86400		/* seconds */
-#define DHCP_RENEW (DHCP_LEASE / 2)	/* RFC 2131 section 4.4.5 */
-#define DHCP_REBIND (DHCP_LEASE / 8 * 7)
 #define DHCP_TTL 64
 #define DHCP_MAX 1536		/* bytes of UDP that we read */
 #define DHCP_OPTIONS_MAX 32	/* that we read of a message, pads included */

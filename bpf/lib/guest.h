@@ -8,6 +8,11 @@
 #include "address.h"
 #include "geneve_abi.h"
 
+/* How long it has its address for, when it asks: for ever, but no client believes that. */
+#define DHCP_LEASE 86400		/* seconds */
+#define DHCP_RENEW (DHCP_LEASE / 2)	/* RFC 2131 section 4.4.5 */
+#define DHCP_REBIND (DHCP_LEASE / 8 * 7)
+
 /* In the VPC; all zero or 0.0.0.0: it has none of that family. */
 static inline struct address vpc_address(const struct binding *binding,
 					 __u8 family)

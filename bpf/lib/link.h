@@ -11,6 +11,7 @@
 #include "arp.h"
 #include "count.h"
 #include "dhcp.h"
+#include "dhcp6.h"
 #include "guest.h"
 #include "inner.h"
 #include "kernel.h"
@@ -89,7 +90,8 @@ static inline int answer_nd(struct __sk_buff *skb,
 				 ETH_ALEN);
 	answer->eth.h_proto = to_be16(ETH_P_IPV6);
 	if (question.nd.type == ROUTER_SOLICITATION) {
-		advertise_router(answer, config);
+		advertise_router(answer, config,
+				 !is_native(from) || is_set(&from->address6));
 		event = EVENT_ROUTER_ANSWERED;
 	} else {
 		advertise_neighbour(answer, &config->gateway_address6,
@@ -109,6 +111,7 @@ static inline int answer_nd(struct __sk_buff *skb,
 enum hearer {
 	HEARD_BY_VPC,
 	HEARD_BY_GATEWAY,
+	HEARD_BY_DHCP6,		/* the gateway too, in a program of its own */
 	HEARD_BY_NOBODY,
 };
 
@@ -124,6 +127,8 @@ static inline enum hearer hearer_of(struct __sk_buff *skb,
 		return is_dhcp(skb, config, inner) ? HEARD_BY_GATEWAY :
 						     HEARD_BY_VPC;
 	}
+	if (is_dhcp6(skb, inner))
+		return HEARD_BY_DHCP6;
 	if (inner->protocol != IPPROTO_ICMPV6 || !inner->first ||
 	    inner->l4 >= inner->l3 + inner->length ||
 	    bpf_skb_load_bytes(skb, inner->l4, &type, sizeof(type)))

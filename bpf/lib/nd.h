@@ -37,6 +37,8 @@
 
 #define ROUTER_LIFETIME 1800		/* seconds: section 6.2.1 */
 #define ROUTER_HOP_LIMIT 64		/* for what the guest sends */
+#define ROUTER_MANAGED 0x80		/* flags: DHCPv6 has its address, */
+#define ROUTER_OTHER 0x40		/* or other things alone */
 
 struct nd {
 	__u8 type;
@@ -102,12 +104,6 @@ static inline int says_nd(struct __sk_buff *skb, const struct inner *inner)
 	       inner->first && inner->l4 < inner->l3 + inner->length &&
 	       !bpf_skb_load_bytes(skb, inner->l4, &type, sizeof(type)) &&
 	       is_nd(type);
-}
-
-/* fe80::/10 */
-static inline int is_link_local(const struct address *address)
-{
-	return from_be32(address->word[0]) >> 22 == 0xfe80 >> 6;
 }
 
 /* Whether a solicitation for `target` may go there: to itself, or to its group
@@ -251,17 +247,19 @@ static inline void advertise_neighbour(struct advertisement *answer,
 }
 
 /* The gateway is a router, and so much fits through it. No prefix: the guest's
- * address is given. No flags: nor is there a DHCPv6. No delay and no limit of
- * section 6.2.6 either: this link has one host.
+ * address is given, or asked for by DHCPv6 (`managed`). No delay and no limit of
+ * section 6.2.6: this link has one host.
  */
 static inline void advertise_router(struct advertisement *answer,
-				    const struct node_config *config)
+				    const struct node_config *config,
+				    int managed)
 {
 	struct node_state *state;
 	__u32 zero = 0;
 
 	answer->router.type = ROUTER_ADVERTISEMENT;
 	answer->router.hop_limit = ROUTER_HOP_LIMIT;
+	answer->router.flags = managed ? ROUTER_MANAGED : ROUTER_OTHER;
 	answer->router.lifetime = to_be16(ROUTER_LIFETIME);
 	answer->router.mac.kind = ND_SOURCE_MAC;
 	answer->router.mac.words = 1;

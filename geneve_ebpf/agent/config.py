@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -336,12 +336,17 @@ def _optional_path(value: object, name: str) -> Path | None:
     return _path(value, name)
 
 
-def _servers(value: object, name: str) -> tuple[IPv4Address, ...]:
-    if not isinstance(value, list) or len(value) > DNS_MAX:
-        raise bad_config(
-            f"{name} is {value!r}", field=name, hint=f"a list of up to {DNS_MAX} IPv4 addresses"
-        )
-    return tuple(parse_ipv4(item, name) for item in value)
+def _servers(value: object, name: str) -> tuple[IPv4Address | IPv6Address, ...]:
+    if isinstance(value, list):
+        servers = tuple(parse_address(item, name) for item in value)
+        families = [server.version for server in servers]
+        if max(families.count(4), families.count(6)) <= DNS_MAX:
+            return servers
+    raise bad_config(
+        f"{name} is {value!r}",
+        field=name,
+        hint=f"a list of up to {DNS_MAX} IPv4 and {DNS_MAX} IPv6 addresses",
+    )
 
 
 def _interfaces(value: object, name: str) -> tuple[str, ...]:

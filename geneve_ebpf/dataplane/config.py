@@ -25,7 +25,7 @@ class Config:
     guest_netmask: IPv4Address
     guest_address6: IPv6Address
     gateway_address6: IPv6Address
-    dns: tuple[IPv4Address, ...]
+    dns: tuple[IPv4Address | IPv6Address, ...]  # those of IPv4 first
     guest_mac: bytes
     gateway_mac: bytes
 
@@ -41,7 +41,7 @@ class Config:
             guest.network.netmask,
             guest.address6,
             guest.gateway6,
-            guest.dns,
+            tuple(sorted(guest.dns, key=lambda server: server.version)),
             guest.mac.octets,
             guest.gateway_mac.octets,
         )
@@ -64,7 +64,10 @@ def read_config(pins: Pins) -> Config:
             "the node's configuration was never written: its start was cut short",
             hint="start the agent again",
         )
-    servers = (IPv4Address(bytes(octets)) for octets in row.dns)
+    servers: tuple[IPv4Address | IPv6Address, ...] = (
+        *(IPv4Address(bytes(octets)) for octets in row.dns),
+        *(IPv6Address(bytes(address.word)) for address in row.dns6),
+    )
     return Config(
         row.vtep.unmapped(),
         int.from_bytes(bytes(row.udp_port), "big"),
@@ -82,7 +85,8 @@ def read_config(pins: Pins) -> Config:
 def write_config(pins: Pins, config: Config, fib_ifindex: int) -> None:
     """Let the programs use this from the next packet on."""
     octets, mac = ctypes.c_uint8 * 4, ctypes.c_uint8 * 6
-    servers = [*config.dns, IPv4Address(0), IPv4Address(0)][:DNS_MAX]
+    servers = [server for server in config.dns if server.version == 4]
+    servers6 = [server for server in config.dns if server.version == 6]
     row = NodeConfig(
         vtep=Address.of(config.vtep),
         guest_address6=Address.of(config.guest_address6),
@@ -91,6 +95,7 @@ def write_config(pins: Pins, config: Config, fib_ifindex: int) -> None:
         gateway_address=octets(*config.gateway_address.packed),
         guest_netmask=octets(*config.guest_netmask.packed),
         dns=(octets * DNS_MAX)(*(octets(*server.packed) for server in servers)),
+        dns6=(Address * DNS_MAX)(*map(Address.of, servers6)),
         fib_ifindex=fib_ifindex,
         udp_port=(ctypes.c_uint8 * 2)(*config.udp_port.to_bytes(2, "big")),
         guest_mac=mac(*config.guest_mac),

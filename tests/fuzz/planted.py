@@ -137,6 +137,12 @@ BUGS = (
         "return binding->native && *(const volatile __u64 *)&binding->generation;",
         "return binding->native;",
     ),
+    Bug(
+        "what is in a DHCPv6 association may go on behind it",
+        "bpf/lib/dhcp6.h",
+        "if (next > ia_end)",
+        "if (next > end)",
+    ),
 )
 
 

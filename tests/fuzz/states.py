@@ -52,6 +52,8 @@ _VTEPS6 = tuple(
 )
 _OURS = {4: bytes([192, 0, 2, 1]), 6: bytes.fromhex("20010db8000000000000000000000001")}
 
+_DNS6 = (bytes.fromhex("262000fe") + bytes(11) + b"\xfe", bytes.fromhex("fd" + "53" * 15))
+
 _macs = st.binary(min_size=6, max_size=6).map(lambda mac: bytes([mac[0] & 0xFC | 2]) + mac[1:])
 _hosts4 = st.integers(1, 40).map(lambda n: bytes([10, 0, n % 3, n]))
 _hosts6 = st.integers(1, 40).map(
@@ -94,6 +96,7 @@ def nodes(draw: st.DrawFn, families: str = "46", underlays: str = "46") -> Node:
         dns=tuple(
             draw(st.lists(st.sampled_from((b"\x09\x09\x09\x09", b"\x01\1\1\1")), max_size=2))
         ),
+        dns6=tuple(draw(st.lists(st.sampled_from(_DNS6), max_size=2))),
         slot_mtu=draw(st.sampled_from((1450, 1430, 8950))),
     )
     vnis = draw(st.lists(st.sampled_from(_VNIS), min_size=1, max_size=3, unique=True))

@@ -26,6 +26,7 @@ from tests.fuzz.builder import (
     udp,
     udp_around,
 )
+from tests.model.dhcp6 import DUID
 from tests.model.state import ZERO4, ZERO6, Binding, Context, Node, guest_address
 
 T = TypeVar("T")
@@ -116,6 +117,7 @@ class Traffic:
             (6, self._arp),
             (8, self._solicitation),
             (6, self._dhcp),
+            (8, self._dhcp6),
             (3, self._membership),
             (2, self._other_type),
         )
@@ -576,6 +578,77 @@ class Traffic:
         )
         ethernet = _BROADCAST if destination == b"\xff" * 4 else None
         return self._ethernet(TYPE4, ethernet) + packet
+
+    def _dhcp6(self, binding: Binding) -> bytes:
+        """A DHCPv6 client's messages (RFC 8415)."""
+        if 6 not in self._families:
+            return self._dhcp(binding)
+        config = self._node.config
+        own = guest_address(config, binding, 6)
+        other = self._pick((config.guest6, binding.address6))
+        kind = self._pick((1, 1, 1, 3, 3, 4, 5, 5, 6, 8, 9, 11, 2, 7, 10, self._below(256)))
+        body = bytes([kind]) + self._bytes(3)
+        options = [self._client_name()] if self._chance(0.9) else []
+        if self._chance(0.9 if kind in (3, 5, 8, 9) else 0.1):
+            options.append(self._server_name())
+        for _ in range(self._pick((0, 1, 1, 1, 1, 1, 2)) if kind != 11 else self._below(2)):
+            options.append(self._association((own, own, other, ZERO6, self._bytes(16))))
+        for _ in range(self._below(4) if self._chance(0.95) else self._below(40)):
+            options.append(
+                self._pick(
+                    (
+                        b"\0\x0e\0\0",
+                        b"\0\x0e\0\0",
+                        b"\0\6\0\4\0\x17\0\x18",
+                        b"\0\x08\0\2\0\0",
+                        b"\0\5\0\x18" + own + bytes(8),
+                        b"\0\x19\0\x0c" + self._bytes(12),
+                        self._below(40).to_bytes(2, "big") + b"\0\1x",
+                        self._client_name(),
+                    )
+                )
+            )
+        if self._chance(0.3):
+            self._dice.shuffle(options)
+        body += b"".join(options)
+        local = bytes.fromhex("fe80000000000000004756fffe000002")
+        source = local if self._chance(0.75) else self._pick((own, own, other, *_ODD6))
+        servers = bytes.fromhex("ff020000000000000000000000010002")
+        destination = servers if self._chance(0.93) else self._pick((config.gateway6, *_ODD6))
+        ports = (546, 547) if self._chance(0.95) else self._ports()
+        mode = FULL if self._chance(0.75) else self._mode()
+        length = self._lie(8 + len(body))
+        datagram = udp(source, destination, ports, body, mode=mode, length=length)
+        packet = ipv6(source, destination, 17, datagram)
+        if self._chance(0.03):
+            packet = ipv6(source, destination, *self._extensions(17, datagram))
+        multicast = b"\x33\x33" + destination[12:] if destination[0] == 0xFF else None
+        return self._ethernet(TYPE6, multicast) + packet
+
+    def _client_name(self) -> bytes:
+        """A client's DUID; hardly any is as long as it may be."""
+        size = self._pick((10, 14, 18, 18, 17, 1, 0, 128, 129, 130, 131, self._below(300)))
+        return b"\0\1" + size.to_bytes(2, "big") + self._bytes(size)
+
+    def _server_name(self) -> bytes:
+        name = DUID if self._chance(0.9) else self._bytes(self._pick((18, 18, 10)))
+        if self._chance(0.05):
+            name = self._pick((DUID[:-1], DUID + b"\0", DUID[:-1] + b"\0", b"\0\3" + DUID[2:]))
+        return b"\0\2" + len(name).to_bytes(2, "big") + name
+
+    def _association(self, addresses: Sequence[bytes]) -> bytes:
+        """An IA_NA, mostly with an address in it."""
+        inner = b""
+        for _ in range(self._pick((0, 1, 1, 1, 2))):
+            held = b"\0\5\0\x18" + self._pick(addresses) + self._bytes(8)
+            if self._chance(0.1):
+                held = b"\0\5\0\x1e" + held[4:] + b"\0\x0d\0\2\0\0"
+            odd = (b"\0\x0d\0\2\0\0", held[:-1], b"\0\5\0\2xx")
+            inner += held if self._chance(0.7) else self._pick(odd)
+        size = 12 + len(inner)
+        if self._chance(0.05):
+            size = max(0, size + self._pick((-30, -12, -1, 1, 4, 30)))
+        return b"\0\3" + size.to_bytes(2, "big") + self._bytes(12) + inner
 
     def _other_type(self, binding: Binding) -> bytes:
         ethertype = self._pick((b"\x81\0", b"\x88\xcc", b"\0\x2e", b"\x12\x34", b"\x88\x47"))

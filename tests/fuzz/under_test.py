@@ -179,6 +179,7 @@ class UnderTest:
         row.guest_netmask = Bytes4(*config.netmask)
         servers = [*config.dns, bytes(4), bytes(4)][:2]
         row.dns = (Bytes4 * 2)(*(Bytes4(*server) for server in servers))
+        row.dns6 = (abi.Address * 2)(*map(_address, config.dns6))
         row.udp_port = (ctypes.c_uint8 * 2)(*config.port.to_bytes(2, "big"))
         row.guest_mac = Bytes6(*config.guest_mac)
         row.gateway_mac = Bytes6(*config.gateway_mac)

@@ -14,6 +14,7 @@ not from the C, against which tests/fuzz compares it. One subject per file:
 | `arp.py`       | ARP (RFC 826)                                                 |
 | `nd.py`        | neighbour discovery, group memberships (RFC 4861, 3810)       |
 | `dhcp.py`      | DHCP (RFC 2131)                                               |
+| `dhcp6.py`     | DHCP for IPv6 (RFC 8415)                                      |
 | `mtu.py`       | too big, MSS, path MTU (RFC 1191, 8201, 4443, 9293)            |
 | `sandbox.py`   | what a sandbox sends                                          |
 | `uplink.py`    | what comes from the wire                                      |

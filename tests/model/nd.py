@@ -25,6 +25,7 @@ HOP_LIMIT = 255
 ROUTER, SOLICITED, OVERRIDE = 0x80, 0x40, 0x20
 ROUTER_LIFETIME = 1800
 ROUTER_HOP_LIMIT = 64
+MANAGED, OTHER = 0x80, 0x40
 
 ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
 ALL_ROUTERS = bytes.fromhex("ff020000000000000000000000000002")
@@ -54,7 +55,8 @@ def group_of(address: bytes) -> bytes:
     return _SOLICITED_GROUP + address[13:]
 
 
-def _is_link_local(address: bytes) -> bool:
+def is_link_local(address: bytes) -> bool:
+    """fe80::/10"""
     return address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 
@@ -107,12 +109,12 @@ def answer_sandbox(config: Config, binding: Binding, packet: Packet) -> Outcome:
     """What goes back to a sandbox. Raises Drop."""
     message, source = read_question(packet), packet.source
     own = guest_address(config, binding, 6)
-    if source not in (ZERO6, own) and not _is_link_local(source):
+    if source not in (ZERO6, own) and not is_link_local(source):
         raise Drop("spoofed_address")
     if message[0] == ROUTER_SOLICITATION:
         if packet.destination not in (ALL_ROUTERS, config.gateway6):
             raise Drop("nd_refused")
-        answer, event = _router(config), "router_answered"
+        answer, event = _router(config, own), "router_answered"
     else:
         if message[8:24] != config.gateway6:
             raise Drop("nd_refused")
@@ -132,9 +134,13 @@ def neighbour(target: bytes, mac: bytes, flags: int) -> bytes:
     return head + target + bytes([TARGET_MAC, 1]) + mac
 
 
-def _router(config: Config) -> bytes:
-    """A router advertisement (section 4.2): no prefix, no flags, our MAC and the MTU."""
-    head = bytes([ROUTER_ADVERTISEMENT, 0, 0, 0, ROUTER_HOP_LIMIT, 0])
+def _router(config: Config, own: bytes) -> bytes:
+    """A router advertisement (section 4.2): no prefix, our MAC and the MTU.
+
+    DHCPv6 has the guest's address (M), or other things alone (O).
+    """
+    flags = OTHER if own == ZERO6 else MANAGED
+    head = bytes([ROUTER_ADVERTISEMENT, 0, 0, 0, ROUTER_HOP_LIMIT, flags])
     head += ROUTER_LIFETIME.to_bytes(2, "big") + bytes(8)
     mtu = bytes([MTU, 1, 0, 0]) + config.slot_mtu.to_bytes(4, "big")
     return head + bytes([SOURCE_MAC, 1]) + config.gateway_mac + mtu

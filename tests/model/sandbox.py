@@ -6,7 +6,7 @@ The order of the checks is in docs/fuzzing.md.
 
 from __future__ import annotations
 
-from tests.model import arp, dhcp, geneve, mtu, nd, packet, translate
+from tests.model import arp, dhcp, dhcp6, geneve, mtu, nd, packet, translate
 from tests.model.packet import ARP, IPV4, IPV6, Packet
 from tests.model.state import (
     BLACKHOLE,
@@ -69,6 +69,8 @@ def _sends(node: Node, frame: bytes, context: Context) -> Outcome:
         return nd.answer_sandbox(config, binding, inner)
     if dhcp.is_question(config, inner):
         return dhcp.answer(config, binding, inner)
+    if dhcp6.is_question(inner):
+        return dhcp6.answer(config, binding, inner)
     if not binding.generation:
         raise Drop("unbound")
     if inner.source != guest_address(config, binding, inner.family):

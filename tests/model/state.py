@@ -43,6 +43,7 @@ class Config(_Brief):
     gateway: bytes = bytes([169, 254, 77, 1])
     netmask: bytes = bytes([255, 255, 255, 252])
     dns: tuple[bytes, ...] = ()
+    dns6: tuple[bytes, ...] = ()
     guest6: bytes = bytes.fromhex("fd676e76007700000000000000000002")
     gateway6: bytes = bytes.fromhex("fe800000000000000000000000000001")
     guest_mac: bytes = bytes.fromhex("024756000002")

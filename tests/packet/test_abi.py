@@ -6,11 +6,14 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from geneve_ebpf import abi
+from geneve_ebpf.dataplane import config
 from geneve_ebpf.loader import bpf
 from geneve_ebpf.model import RouteKind, SlotState
 from tests import btf, programs
@@ -124,6 +127,22 @@ def test_every_pinned_map_is_known_to_python(node):
 def test_map_keeps_its_whole_name_in_the_kernel(name, infos):
     """What `bpftool map` shows is the name in our sources."""
     assert infos[name].name == name
+
+
+@pytest.mark.parametrize(
+    "dns", [(), ("2620:fe::fe", "9.9.9.9"), ("9.9.9.9", "2620:fe::9", "9.9.9.10", "2620:fe::fe")]
+)
+def test_configuration_is_read_back_as_it_was_asked_for(node: programs.Node, dns):
+    """Or each start would take it for changed. DNS servers of both families, in any order."""
+    guest = replace(node.settings.guest, dns=tuple(map(ip_address, dns)))
+    wanted = config.Config.of(replace(node.settings, guest=guest))
+
+    with node.configured():
+        config.write_config(node.pins, wanted, node.uplink)
+        found = config.read_config(node.pins)
+
+    assert found == wanted
+    assert {str(server) for server in found.dns} == set(dns)
 
 
 def enumerators(name: str) -> dict[str, int]:
@@ -246,11 +265,15 @@ def test_documented_events_are_those_of_the_header():
 # -- programs
 
 
-@pytest.mark.parametrize("name", abi.PROGRAMS)
-def test_program_is_far_from_the_verifiers_limit(name, node, capsys):
-    """Under a quarter of a million instructions: later kernels verify otherwise, and count more."""
-    info = node.program_info(name)
+def test_programs_are_far_from_the_verifiers_limit(node, capsys):
+    """Under a quarter of a million instructions: later kernels verify otherwise, and count more.
+
+    Not a test for each: on another kernel a few of those would be enough (conftest.py).
+    """
+    found = {name: node.program_info(name).verified_instructions for name in abi.PROGRAMS}
 
     with capsys.disabled():
-        print(f"\n{name}: {info.verified_instructions} instructions verified, of 1,000,000")
-    assert 0 < info.verified_instructions < 250_000
+        print()
+        for name, count in found.items():
+            print(f"{name}: {count} instructions verified, of 1,000,000")
+    assert {name: count for name, count in found.items() if not 0 < count < 250_000} == {}

@@ -100,6 +100,13 @@ def peers_question(node: Node) -> bytes:
             id="router",
         ),
         pytest.param(
+            lambda node: node.sends(
+                from_guest(UDP(dport=547) / Raw(b"\x0b\0\0\1"), "ff02::1:2")
+            ),
+            "tx no_program",
+            id="dhcp6",
+        ),
+        pytest.param(
             lambda node: node.sends(from_guest(UDP() / Raw(bytes(1500)), REMOTE)),
             "tx no_program",
             id="too-big",

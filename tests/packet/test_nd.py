@@ -112,7 +112,7 @@ def router_advertisement(mtu: int, asker: str, asker_mac: str) -> Packet:
     return (
         Ether(src=GATEWAY_MAC, dst=asker_mac)
         / IPv6(src=GATEWAY6, dst=asker, hlim=255)
-        / ICMPv6ND_RA(chlim=64, M=0, O=0, prf=0, routerlifetime=1800)
+        / ICMPv6ND_RA(chlim=64, M=1, O=0, prf=0, routerlifetime=1800)
         / ICMPv6NDOptSrcLLAddr(lladdr=GATEWAY_MAC)
         / ICMPv6NDOptMTU(mtu=mtu)
     )

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ from tests.nodes import BLUE, Bed, Node, Sandbox, eventually, six, two_nodes
 from tests.wire import IPV4, UDP, ones_sum, parse_ethernet, parse_ip
 
 DNS = ("192.0.2.53", "198.51.100.53")
-GUEST = Guest(dns=tuple(map(IPv4Address, DNS)))
+DNS6 = ("2001:db8:53::53", "2001:db8:53::54")
+GUEST = Guest(dns=tuple(map(ip_address, (*DNS, *DNS6))))
 MTU = 1450  # of a slot; the clients must set it
 
 # What a client calls when it has learned something: keep it, and do as it says.
@@ -41,6 +42,14 @@ case $reason in
         ip addr replace "$new_ip_address/30" dev "$interface"
         ip link set "$interface" mtu "$new_interface_mtu"
         ip route replace default via "$new_routers" dev "$interface" ;;
+esac
+"""
+DHCLIENT6 = """#!/bin/sh
+echo "event=$reason" >> {log}
+env >> {log}
+case $reason in
+    BOUND6 | REBOOT6)
+        ip addr replace "$new_ip6_address/$new_ip6_prefixlen" dev "$interface" nodad ;;
 esac
 """
 REQUESTS = "request subnet-mask, routers, interface-mtu, domain-name-servers;\n"
@@ -148,6 +157,36 @@ def test_isc_client_configures_its_guest(bare: Sandbox, tmp_path: Path) -> None:
     assert found["routers"] == found["dhcp_server_identifier"] == str(GUEST.gateway)
     assert found["domain_name_servers"] == " ".join(DNS)
     assert (found["interface_mtu"], found["dhcp_lease_time"]) == (str(MTU), "86400")
+
+
+def test_isc_client_asks_for_its_ipv6_address(
+    pair: tuple[Node, Node], bare: Sandbox, tmp_path: Path
+) -> None:
+    """And for its DNS servers; what it says when it ends is heard."""
+    hook, log = script(tmp_path, DHCLIENT6)
+    bare.run("ip", "-6", "addr", "flush", "dev", "eth0")
+    bare.run("ip", "addr", "add", "fe80::2/64", "dev", "eth0", "nodad")
+    assert not bare.reaches(six("10.0.2.5"))
+    settings, pid = tmp_path / "dhclient.conf", tmp_path / "pid"
+    settings.write_text("request dhcp6.name-servers;\n")
+    files = ("-cf", settings, "-lf", tmp_path / "leases", "-pf", pid, "-sf", hook)
+    drops = pair[0].drops()
+
+    try:
+        bare.run("dhclient", "-6", "-1", *files, "eth0")
+        assert f"inet6 {GUEST.address6}/128" in bare.run("ip", "addr", "show", "dev", "eth0")
+        assert bare.ping(six("10.0.2.5")) == 3
+    finally:
+        bare.run("dhclient", "-6", "-r", *files, "eth0")
+
+    found = dict(re.findall(r"^new_(\S+?)=(.*)$", log.read_text(), re.MULTILINE))
+    assert found["ip6_address"] == str(GUEST.address6)
+    assert found["dhcp6_name_servers"] == " ".join(DNS6)
+    assert (found["preferred_life"], found["max_life"]) == ("86400", "86400")
+    assert (found["renew"], found["rebind"]) == ("43200", "75600")
+    # solicit, request and release
+    assert eventually(lambda: pair[0].events().get("dhcp6_answered") == 3)
+    assert pair[0].drops().get("tx dhcp6_refused", 0) == drops.get("tx dhcp6_refused", 0)
 
 
 def test_a_lease_is_renewed_and_released(

@@ -60,7 +60,7 @@ def test_every_key_is_read(file):
             network = "169.254.9.0/29"
             address6 = "FD12:0::2"
             gateway6 = "fe80::9"
-            dns = ["192.0.2.53"]
+            dns = ["2001:DB8::53", "192.0.2.53"]
             [metrics]
             listen = ""
             per_sandbox = true
@@ -83,7 +83,7 @@ def test_every_key_is_read(file):
         IPv6Address("fd12::2"),
         IPv6Address("fe80::9"),
     )
-    assert node.guest.dns == (IPv4Address("192.0.2.53"),)
+    assert node.guest.dns == (IPv6Address("2001:db8::53"), IPv4Address("192.0.2.53"))
     assert node.metrics_listen == ""
     assert config.metrics_per_sandbox
     assert config.filling == Filling(4, 3, 50.0)
@@ -134,8 +134,9 @@ def test_slots_of_the_command_line_win(file):
         (SMALLEST + '[guest]\ngateway6 = "fd00::1"', "guest.gateway6"),
         (SMALLEST + '[guest]\ngateway6 = "fe80::1%eth0"', "guest.gateway6"),
         (SMALLEST + '[guest]\ndns = "9.9.9.9"', "guest.dns"),
-        (SMALLEST + '[guest]\ndns = ["fd00::53"]', "guest.dns"),
+        (SMALLEST + '[guest]\ndns = ["fe80::53"]', "guest.dns"),
         (SMALLEST + '[guest]\ndns = ["9.9.9.9", "9.9.9.10", "9.9.9.11"]', "guest.dns"),
+        (SMALLEST + '[guest]\ndns = ["fd00::1", "fd00::2", "9.9.9.9", "fd00::3"]', "guest.dns"),
         (SMALLEST + '[metrics]\nlisten = "16081"', "metrics.listen"),
         (SMALLEST + '[metrics]\nlisten = "127.0.0.1:0"', "metrics.listen"),
         (SMALLEST + '[metrics]\nlisten = "::1:16081"', "metrics.listen"),

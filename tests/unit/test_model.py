@@ -344,7 +344,7 @@ def test_node_settings_pass_through_json_whole():
     guest = model.Guest(
         address6=IPv6Address("fd12::2"),
         gateway6=IPv6Address("fe80::9"),
-        dns=(IPv4Address("9.9.9.9"),),
+        dns=(IPv6Address("2620:fe::fe"), IPv4Address("9.9.9.9")),
     )
     settings = model.NodeSettings("n1", IPv4Address("192.0.2.1"), ("eth1",), guest=guest)
 
