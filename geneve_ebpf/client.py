@@ -14,7 +14,8 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, BinaryIO
 
 from geneve_ebpf.errors import Code, GeneveError
@@ -23,6 +24,7 @@ DEFAULT_SOCKET = "/run/geneve-ebpf/default/api.sock"
 HOST_VARIABLE = "GENEVE_EBPF_HOST"
 
 _CHUNK = 1 << 16
+_PASSED_MAX = 8  # descriptors with an answer; the agent passes one
 _HEAD_MAX = 1 << 14  # bytes of an answer's head; the agent's own is about 100
 _TRACEPARENT = re.compile(r"[0-9a-f-]{55}")
 # json.dumps makes an encoder anew whenever its separators are not the usual ones.
@@ -88,6 +90,39 @@ class AgentClient:
         which case a change may or may not have been made; NOT_PERMITTED when
         the caller may not use the socket.
         """
+        return self._ask(method, path, body, headers, _receive)
+
+    def open_tap(self, slot: str) -> int:
+        """The tap of a slot that is reserved or attached, opened: a descriptor, the caller's to
+        close, which programs that he starts do not inherit.
+
+        For whoever may not open /dev/net/tun. Frames have virtio's header before them, of 10
+        bytes until it is changed (TUNSETVNETHDRSZ); offloads are off. Raises as `request` does;
+        TAP_BUSY when somebody has it open already.
+        """
+        passed: list[int] = []
+        try:
+            self._ask(
+                "POST", f"/v1/taps/{slot}", None, None, partial(_receive_passing, passed=passed)
+            )
+            if passed:
+                return passed.pop(0)
+        finally:
+            for number in passed:
+                os.close(number)
+        raise GeneveError(
+            Code.INTERNAL, f"the agent at {self.path} passed no descriptor", hint="is it ours?"
+        )
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        headers: dict[str, str] | None,
+        receive: Callable[[socket.socket], bytes],
+    ) -> tuple[int, dict[str, Any]]:
+        """receive: reads the first piece of the answer."""
         content = b"" if body is None else _encode(body).encode()
         message = (
             f"{method} {path} HTTP/1.1\r\nHost: agent\r\n"
@@ -98,7 +133,7 @@ class AgentClient:
         try:
             # MSG_NOSIGNAL: an agent that went away is an error to report, not a SIGPIPE.
             connection.sendall(message, socket.MSG_NOSIGNAL)
-            status, answer, reusable = _read_answer(connection)
+            status, answer, reusable = _read_answer(connection, receive)
         except (OSError, ValueError) as error:
             self.close()
             raise self._failure(error) from None
@@ -226,9 +261,26 @@ def error_from_json(answer: dict[str, Any], status: int = 500) -> GeneveError:
     return GeneveError.from_json(error)
 
 
-def _read_answer(connection: socket.socket) -> tuple[int, dict[str, Any], bool]:
+def _receive(connection: socket.socket) -> bytes:
+    return connection.recv(_CHUNK)
+
+
+def _receive_passing(connection: socket.socket, passed: list[int]) -> bytes:
+    """As `_receive`, with the descriptors that come along: they are with the first byte."""
+    data, ancillary, _, _ = connection.recvmsg(
+        _CHUNK, socket.CMSG_SPACE(4 * _PASSED_MAX), socket.MSG_CMSG_CLOEXEC
+    )
+    for level, kind, rights in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            passed += struct.unpack(f"{len(rights) // 4}i", rights)
+    return data
+
+
+def _read_answer(
+    connection: socket.socket, receive: Callable[[socket.socket], bytes]
+) -> tuple[int, dict[str, Any], bool]:
     """Status, body, and whether the connection may be used again. Raises ValueError, OSError."""
-    received = connection.recv(_CHUNK)
+    received = receive(connection)
     while (end := received.find(b"\r\n\r\n")) < 0:
         if len(received) > _HEAD_MAX:
             raise ValueError("its answer has no end of head")

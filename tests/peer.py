@@ -13,9 +13,10 @@ from contextlib import contextmanager
 class Peer:
     """A server whose every word is a test's. Counts connections, keeps what it was sent."""
 
-    def __init__(self, path, script):
+    def __init__(self, path, script, passed):
         self.path = path
         self.script = script  # per connection: a list of answers, then it is closed
+        self.passed = passed  # part of an answer -> descriptors that go with it
         self.received: list[bytes] = []
         self.connections = 0
         self._closed = threading.Semaphore(0)
@@ -34,7 +35,8 @@ class Peer:
                 for answer in answers:
                     self.received.append(self._request(connection))
                     for part in [answer] if isinstance(answer, bytes) else answer:
-                        connection.sendall(part)
+                        socket.send_fds(connection, [part[:1]], self.passed.get(part, []))
+                        connection.sendall(part[1:])
             self._closed.release()
         self._listener.close()
 
@@ -67,9 +69,12 @@ class Peer:
 
 
 @contextmanager
-def peer(tmp_path, *script) -> Iterator[Peer]:
-    """A peer that plays the script, one list of answers a connection."""
-    served = Peer(tmp_path / "api.sock", script)
+def peer(tmp_path, *script, passed=()) -> Iterator[Peer]:
+    """A peer that plays the script, one list of answers a connection.
+
+    passed: descriptors that go with a part of an answer, by what that part is.
+    """
+    served = Peer(tmp_path / "api.sock", script, dict(passed))
     yield served
     served.join()
 

@@ -5,16 +5,19 @@
  *	example attach NAME VPC [SLOT [ADDRESS [ADDRESS6]]]	a word "-" leaves that out
  *	example detach NAME [GENERATION]
  *	example release SLOT
+ *	example exec SLOT COMMAND [ARG...]	with the slot's tap as descriptor 3
  *
  * Prints what it learned as name=value lines; a failure is one line on standard
  * error and exit status 1. A platform keeps one client and its connection instead.
  */
 #include "geneve_ebpf.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void show_slot(const struct gnv_slot *slot)
 {
@@ -79,8 +82,21 @@ int main(int argc, char **argv)
 				  argc == 4 ? strtoull(argv[3], NULL, 10) : 0);
 	} else if (!strcmp(step, "release") && argc == 3) {
 		code = gnv_release(&client, argv[2]);
+	} else if (!strcmp(step, "exec") && argc >= 4) {
+		int tap;
+
+		code = gnv_open_tap(&client, argv[2], &tap);
+		if (!code) {
+			if (tap != 3)
+				dup2(tap, 3);
+			else
+				fcntl(tap, F_SETFD, 0);
+			execvp(argv[3], argv + 3);
+			perror(argv[3]);
+			return 127;
+		}
 	} else {
-		fprintf(stderr, "usage: %s reserve|attach|detach|release ...\n", argv[0]);
+		fprintf(stderr, "usage: %s reserve|attach|detach|release|exec ...\n", argv[0]);
 		return 2;
 	}
 	gnv_close(&client);

@@ -309,16 +309,53 @@ static int send_all(struct gnv_client *client)
 	return GNV_OK;
 }
 
+/* Note the descriptor that came with a piece of an answer; one is all that the agent passes. */
+static void take_passed(struct gnv_client *client, struct msghdr *message)
+{
+	struct cmsghdr *part;
+
+	for (part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
+		int passed;
+
+		if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
+			continue;
+		memcpy(&passed, CMSG_DATA(part), sizeof(passed));
+		if (client->passed < 0)
+			client->passed = passed;
+		else
+			close(passed);
+	}
+}
+
+static void drop_passed(struct gnv_client *client)
+{
+	if (client->passed >= 0)
+		close(client->passed);
+	client->passed = -1;
+}
+
 /* Read on, behind what `buffer` has. */
 static int receive(struct gnv_client *client)
 {
+	union {
+		struct cmsghdr align;
+		char room[CMSG_SPACE(sizeof(int))]; /* more than one does not fit, and is closed */
+	} control;
+	struct iovec piece;
+	struct msghdr message = {
+		.msg_iov = &piece,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
 	ssize_t some;
 
 	if (client->used == sizeof(client->buffer) - 1)
 		return broken(client, "its answer is larger than this client takes");
+	piece.iov_base = client->buffer + client->used;
+	piece.iov_len = sizeof(client->buffer) - 1 - client->used;
 	do {
-		some = recv(client->fd, client->buffer + client->used,
-			    sizeof(client->buffer) - 1 - client->used, 0);
+		some = recvmsg(client->fd, &message, MSG_CMSG_CLOEXEC);
 	} while (some < 0 && errno == EINTR);
 	if (some < 0)
 		return broken(client, errno == EAGAIN || errno == EWOULDBLOCK ?
@@ -326,6 +363,7 @@ static int receive(struct gnv_client *client)
 					      strerror(errno));
 	if (!some)
 		return broken(client, "it closed the connection before its answer was whole");
+	take_passed(client, &message);
 	client->used += (size_t)some;
 	client->buffer[client->used] = 0;
 	return GNV_OK;
@@ -378,6 +416,7 @@ static int ask(struct gnv_client *client, int *status, struct span *body)
 	size_t whole;
 
 	client->retry_after = 0;
+	drop_passed(client); /* with an answer that nobody expected one with */
 	code = be_connected(client);
 	if (code || (code = send_all(client)))
 		return code;
@@ -492,7 +531,7 @@ int gnv_open(struct gnv_client *client, const char *host, int timeout_ms)
 	const char *path;
 
 	memset(client, 0, sizeof(*client));
-	client->fd = -1;
+	client->fd = client->passed = -1;
 	client->timeout_ms = timeout_ms > 0 ? timeout_ms : 1;
 	if (!host)
 		host = getenv(GNV_HOST_VARIABLE);
@@ -512,6 +551,7 @@ void gnv_close(struct gnv_client *client)
 	if (client->fd >= 0)
 		close(client->fd);
 	client->fd = -1;
+	drop_passed(client);
 }
 
 int gnv_reserve(struct gnv_client *client, const struct gnv_reserve_options *options,
@@ -552,6 +592,26 @@ int gnv_release(struct gnv_client *client, const char *slot)
 	snprintf(path, sizeof(path), "/v1/slots/%s", slot);
 	request(client, "DELETE", path, "");
 	return ask(client, &status, &body);
+}
+
+int gnv_open_tap(struct gnv_client *client, const char *slot, int *tap)
+{
+	struct span body;
+	char path[96];
+	int code, status;
+
+	if (!is_plain(slot, NAME_LETTERS))
+		return refuse_name(client, "slot", slot);
+	snprintf(path, sizeof(path), "/v1/taps/%s", slot);
+	request(client, "POST", path, "");
+	code = ask(client, &status, &body);
+	if (code)
+		drop_passed(client);
+	else if (client->passed < 0)
+		return unreadable(client);
+	*tap = client->passed;
+	client->passed = -1;
+	return code;
 }
 
 int gnv_attach(struct gnv_client *client, const char *name, const char *vpc,

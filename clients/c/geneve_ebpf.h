@@ -94,6 +94,7 @@ struct gnv_client {
 	int fd; /* -1: not connected */
 	int timeout_ms;
 	int retry_after;
+	int passed; /* the descriptor that came with an answer; -1: none */
 	char path[108]; /* of the socket */
 	char message[256];
 	char hint[256];
@@ -157,6 +158,13 @@ int gnv_reserve(struct gnv_client *client, const struct gnv_reserve_options *opt
 
 /* Give a reserved slot back; it is destroyed. */
 int gnv_release(struct gnv_client *client, const char *slot);
+
+/* Open the tap of a slot that is reserved or attached: *tap is a descriptor, the caller's to
+ * close, and not inherited by what is executed. For whoever may not open /dev/net/tun. Frames
+ * have virtio's header before them, of 10 bytes until it is changed (TUNSETVNETHDRSZ), and
+ * offloads are off. GNV_TAP_BUSY if somebody has the tap open.
+ */
+int gnv_open_tap(struct gnv_client *client, const char *slot, int *tap);
 
 /* Attach; when this returns GNV_OK, packets pass. Safe to repeat: whoever is
  * attached so already stays so. options and sandbox may be NULL.

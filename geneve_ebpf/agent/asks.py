@@ -11,16 +11,24 @@ import asyncio
 from typing import Any, NamedTuple
 
 from geneve_ebpf.agent.channel import Channel
+from geneve_ebpf.agent.descriptor import Descriptor
 from geneve_ebpf.errors import Code, GeneveError
 
 PATIENCE = 10.0  # seconds until a slot process that says nothing is taken for one that cannot
+
+
+class Answered(NamedTuple):
+    """What came of a question."""
+
+    error: GeneveError | None
+    descriptor: Descriptor | None = None
 
 
 class Asked(NamedTuple):
     """A question that is not answered yet."""
 
     more: dict[str, Any]  # what it says beside its name and the slot
-    answer: asyncio.Future[GeneveError | None]
+    answer: asyncio.Future[Answered]
 
 
 class Asks:
@@ -40,26 +48,31 @@ class Asks:
         """There is none for the moment."""
         self._channel = None
 
-    async def ask(self, name: str, index: int, **more: Any) -> None:
+    async def ask(self, name: str, index: int, **more: Any) -> Descriptor | None:
         """Have something done about a slot, and wait until it is. Raises the GeneveError
         that says why it is not; NO_SLOT if no answer comes.
 
         Asked already, the answer to that is waited for.
         """
         try:
-            error = await asyncio.wait_for(
+            answered = await asyncio.wait_for(
                 asyncio.shield(self.begin(name, index, **more)), PATIENCE
             )
         except TimeoutError:
-            error = GeneveError(
+            raise GeneveError(
                 Code.NO_SLOT,
                 f"slot-{index}: the slot process does not answer",
                 hint="geneve-ebpf node status and the agent's log may say why; try again",
-            )
-        if error is not None:
-            raise error
+            ) from None
+        if answered.error is not None:
+            raise answered.error
+        return answered.descriptor
 
-    def begin(self, name: str, index: int, **more: Any) -> asyncio.Future[GeneveError | None]:
+    def is_open(self, name: str, index: int) -> bool:
+        """Is that asked, and not answered yet?"""
+        return (name, index) in self._open
+
+    def begin(self, name: str, index: int, **more: Any) -> asyncio.Future[Answered]:
         """As `ask`, without waiting."""
         asked = self._open.get((name, index))
         if asked is None:
@@ -69,16 +82,15 @@ class Asks:
                 self._channel.order(name, [index], **more)
         return asked.answer
 
-    def answered(self, name: str, index: int, error: GeneveError | None) -> None:
+    def answered(self, name: str, index: int, answered: Answered) -> None:
         """The slot process has said what became of it."""
         asked = self._open.pop((name, index), None)
         if asked is not None and not asked.answer.done():
-            asked.answer.set_result(error)
+            asked.answer.set_result(answered)
 
     def gone(self, index: int) -> None:
         """There is no such slot any more: nobody waits for word of it."""
         # Or the next one of this index would wait for it, and order nothing.
         for name, other in [key for key in self._open if key[1] == index]:
-            self.answered(
-                name, other, GeneveError(Code.NO_SLOT, f"slot-{index} is gone", hint="try again")
-            )
+            error = GeneveError(Code.NO_SLOT, f"slot-{index} is gone", hint="try again")
+            self.answered(name, other, Answered(error))

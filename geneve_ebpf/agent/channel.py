@@ -1,22 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's end of the slot process's socket: JSON lines to and from it."""
+"""The agent's end of the slot process's socket: JSON lines to and from it.
+
+A line with "passes" has a descriptor with it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
+import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+from geneve_ebpf.agent.descriptor import Descriptor
+
+_DESCRIPTORS_MAX = 8  # with one piece of what is read; the kernel gives those of one line at most
 
 
 class Channel:
     """JSON lines to and from the slot process."""
 
     def __init__(
-        self, connection: socket.socket, on_event: Callable[[dict[str, Any]], None]
+        self,
+        connection: socket.socket,
+        on_event: Callable[[dict[str, Any], Descriptor | None], None],
     ) -> None:
         self._connection = connection
+        self._passed: deque[Descriptor] = deque()  # whose lines are not read yet
         self._on_event = on_event
         self._pending = b""
         self._unsent = b""
@@ -50,14 +62,20 @@ class Channel:
 
     def _readable(self) -> None:
         try:
-            data = self._connection.recv(65536)
+            data, ancillary, _, _ = self._connection.recvmsg(
+                65536, socket.CMSG_SPACE(4 * _DESCRIPTORS_MAX), socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, ancillary = b"", []
+        for _, _, rights in ancillary:
+            numbers = struct.unpack(f"{len(rights) // 4}i", rights)
+            self._passed.extend(map(Descriptor, numbers))
         if not data:
             asyncio.get_running_loop().remove_reader(self._connection)
             return
         *lines, self._pending = (self._pending + data).split(b"\n")
         for line in lines:
-            self._on_event(json.loads(line))
+            event = json.loads(line)
+            self._on_event(event, self._passed.popleft() if event.get("passes") else None)

@@ -8,19 +8,31 @@ its connection is closed; so does a peer that may not use the socket.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Generator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable
 from http import HTTPStatus
 from time import perf_counter_ns
-from typing import Any, NamedTuple, Protocol, cast
+from typing import cast
 
 import httptools
-import msgspec
 
+from geneve_ebpf.agent.descriptor import Descriptor
+from geneve_ebpf.agent.exchange import (
+    KEPT,
+    KEPT_LENGTHS,
+    NO_FIELDS,
+    TRACEPARENT,
+    Answer,
+    Handler,
+    Patient,
+    Peer,
+    Request,
+    error_answer,
+)
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.trace import Traces
 from geneve_ebpf.errors import Code, GeneveError
@@ -30,84 +42,8 @@ WAITING_MAX = 256  # requests of one connection that are read and not answered
 CONNECTIONS_MAX = 1024
 LINGER = 1.0  # seconds that a refused peer may go on sending
 PART_TIMEOUT = 30.0  # seconds that a request may stay half-sent
+PASS_TIMEOUT = 5.0  # seconds that a peer has to make room for an answer with a descriptor
 SO_PEERGROUPS = 59  # asm-generic/socket.h
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who is at the other end, by the kernel's word."""
-
-    pid: int
-    uid: int
-    gid: int
-    groups: frozenset[int]
-
-
-class Answer(NamedTuple):
-    """A status and its body, which is JSON or nothing.
-
-    head: further header lines. logged: what it changed is in the log already.
-    stream: lines of JSON that come one by one, instead of a body; only what was
-    waited for may have one. final: the same request would get it again.
-    """
-
-    status: int
-    body: bytes = b""
-    head: bytes = b""
-    logged: bool = False
-    stream: AsyncIterator[bytes] | None = None
-    final: bool = True
-
-
-class Patient:
-    """Something to wait for that may be cancelled when nobody waits for it any more."""
-
-    def __init__(self, work: Awaitable[Answer]) -> None:
-        self._work = work
-
-    def __await__(self) -> Generator[Any, None, Answer]:
-        return self._work.__await__()
-
-
-# Header fields that requests keep; their names are not told apart by case.
-TRACEPARENT = b"traceparent"
-IDEMPOTENCY_KEY = b"idempotency-key"
-PREFER = b"prefer"
-REQUEST_TIMEOUT = b"request-timeout"
-KEPT = frozenset((TRACEPARENT, IDEMPOTENCY_KEY, PREFER, REQUEST_TIMEOUT))
-_KEPT_LENGTHS = frozenset(map(len, KEPT))
-NO_FIELDS: dict[bytes, str] = {}
-
-
-class Request(NamedTuple):
-    """One request, whole.
-
-    received: perf_counter_ns when its first bytes came in. trace: its trace id,
-    32 hexadecimal digits. fields: header fields that mean something to the API.
-    """
-
-    method: str
-    target: str
-    body: bytes
-    peer: Peer
-    received: int
-    trace: str = ""
-    fields: dict[bytes, str] = NO_FIELDS
-
-
-class Handler(Protocol):
-    """What answers requests: at once, or by something to wait for. Must not raise."""
-
-    def handle(self, request: Request) -> Answer | Awaitable[Answer]: ...
-
-    def body_limit(self, target: bytes) -> int: ...
-
-
-def error_answer(error: GeneveError, head: bytes = b"") -> Answer:
-    """A GeneveError as an answer."""
-    meaning = error.code.value
-    final = not meaning.retryable and meaning.status < 500
-    return Answer(meaning.status, msgspec.json.encode(error.as_json()), head, final=final)
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -330,7 +266,7 @@ class Connection(asyncio.Protocol):
             self._expects = value.lower() == b"100-continue"
         elif len(name) == 14 and name.lower() == b"content-length":
             self._size = int(value) if value.isdigit() else 0
-        elif len(name) in _KEPT_LENGTHS and (key := name.lower()) in KEPT:
+        elif len(name) in KEPT_LENGTHS and (key := name.lower()) in KEPT:
             if self._fields is NO_FIELDS:
                 self._fields = {}
             self._fields[key] = value.decode("latin-1")
@@ -430,6 +366,9 @@ class Connection(asyncio.Protocol):
     async def _deliver(self, request: Request, answer: Answer, keep: bool) -> None:
         """Send an answer, all of its stream if it has one, no faster than the peer reads."""
         transport = self._transport
+        if answer.descriptor is not None:
+            await self._pass(request, answer, keep, answer.descriptor)
+            return
         if answer.stream is None or transport is None:
             self._send(request, answer, keep)
             return
@@ -452,10 +391,32 @@ class Connection(asyncio.Protocol):
         if not keep:
             self.close()
 
+    async def _pass(
+        self, request: Request, answer: Answer, keep: bool, descriptor: Descriptor
+    ) -> None:
+        """Send an answer with a descriptor, which must be with its own first byte: not before
+        all that was written earlier is out. It is closed here, whatever comes, and before the
+        answer is whole: nobody is to find a tap busy that he has closed."""
+        text = self._text(request, answer, keep)
+        deadline = asyncio.get_running_loop().time() + PASS_TIMEOUT
+        try:
+            while (transport := self._transport) is not None:
+                waiting = transport.get_write_buffer_size()
+                if not waiting and pass_on(transport, text[:1], descriptor):
+                    descriptor.close()
+                    self._write(text[1:], keep)
+                    return
+                if asyncio.get_running_loop().time() > deadline:
+                    self.close()  # it does not read; nobody is to hold what it was to get
+                    return
+                await asyncio.sleep(0.001)
+        finally:
+            descriptor.close()
+
     def _send(self, request: Request, answer: Answer, keep: bool, linger: bool = False) -> None:
-        transport = self._transport
-        if transport is None:
-            return
+        self._write(self._text(request, answer, keep), keep, linger)
+
+    def _text(self, request: Request, answer: Answer, keep: bool) -> bytes:
         if answer.status == 204:
             head = _HEADS[204] + answer.head
         else:
@@ -465,7 +426,13 @@ class Connection(asyncio.Protocol):
         if not keep:
             head += b"Connection: close\r\n"
         body = b"" if request.method == "HEAD" else answer.body
-        transport.write(b"%b\r\n%b" % (head, body))
+        return b"%b\r\n%b" % (head, body)
+
+    def _write(self, text: bytes, keep: bool, linger: bool = False) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        transport.write(text)
         self._server.stay_awake()
         if not keep:
             self._closing = True
@@ -526,6 +493,20 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+
+
+def pass_on(transport: asyncio.Transport, byte: bytes, descriptor: Descriptor) -> bool:
+    """Send a byte and a descriptor; whether there was room for it."""
+    # Transports cannot do it, and have no socket that can; a copy of theirs can.
+    number = os.dup(transport.get_extra_info("socket").fileno())
+    with socket.socket(fileno=number) as door:
+        rights = struct.pack("i", descriptor.number)
+        with contextlib.suppress(OSError):  # no room; or it has gone, which is about to be said
+            door.sendmsg(
+                [byte], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL
+            )
+            return True
+    return False
 
 
 def _too_large(what: str, limit: int) -> GeneveError:

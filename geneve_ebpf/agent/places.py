@@ -34,6 +34,11 @@ class Place:
     kind: SlotKind
 
     @property
+    def handed_out(self) -> bool:
+        """Is it somebody's, reserved or attached?"""
+        return self.phase in (Phase.RESERVED, Phase.ATTACHED)
+
+    @property
     def host_interface(self) -> str:
         """Name of the host-side interface, in the node's namespace."""
         return f"gnv{self.index}"

@@ -7,6 +7,7 @@ Knows nothing of HTTP, and runs in the agent's one thread. The maps are the reco
 from __future__ import annotations
 
 from geneve_ebpf.agent.admission import Admission
+from geneve_ebpf.agent.descriptor import Descriptor
 from geneve_ebpf.agent.intake import Intake
 from geneve_ebpf.agent.places import Phase, Place
 from geneve_ebpf.agent.slot_pool import SlotPool
@@ -57,6 +58,43 @@ class Reservations:
         Raises why not: TAP_BUSY if somebody has it open.
         """
         await self._pool.asks.ask("own", place.index, kind=place.kind.value, owner=owner)
+
+    async def open_tap(self, slot_id: str) -> tuple[Place, Descriptor]:
+        """Open the tap of a slot that is reserved or attached, for a caller who may not.
+
+        Raises TAP_BUSY if somebody has it open, BAD_REQUEST if there is none, SLOT_TAKEN if the
+        slot is nobody's, SLOT_NOT_FOUND if it went meanwhile.
+        """
+        place = self._pool.place(parse_slot(slot_id))
+        if place.tap is None:
+            raise GeneveError(
+                Code.BAD_REQUEST,
+                f"{slot_id} is a {place.kind.value} slot, which has no tap",
+                hint="reserve one of kind tap or host-tap",
+                field="slot",
+            )
+        if not place.handed_out:
+            raise GeneveError(
+                Code.SLOT_TAKEN,
+                f"{slot_id} is {place.phase.value}, not reserved or attached",
+                hint="reserve it first: geneve-ebpf slot reserve",
+                field="slot",
+            )
+        if self._pool.asks.is_open("open", place.index):
+            # Each descriptor is of one request alone.
+            raise GeneveError(
+                Code.TAP_BUSY,
+                f"another request opens {slot_id}'s tap, which has one queue",
+                hint="end whoever gets its descriptor, or leave it to him",
+            )
+        descriptor = await self._pool.asks.ask("open", place.index, kind=place.kind.value)
+        assert descriptor is not None
+        if place not in self._pool or not place.handed_out:
+            descriptor.close()
+            raise GeneveError(
+                Code.SLOT_NOT_FOUND, f"{slot_id} has just gone", hint="reserve another"
+            )
+        return place, descriptor
 
     def release(self, slot_id: str) -> Place:
         """Destroy a reserved slot. Raises SLOT_NOT_FOUND; SLOT_TAKEN if it is not reserved."""

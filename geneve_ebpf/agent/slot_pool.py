@@ -23,9 +23,10 @@ from typing import Any
 
 from geneve_ebpf.abi import constant
 from geneve_ebpf.agent.admission import Rate
-from geneve_ebpf.agent.asks import Asks
+from geneve_ebpf.agent.asks import Answered, Asks
 from geneve_ebpf.agent.channel import Channel
 from geneve_ebpf.agent.config import Filling
+from geneve_ebpf.agent.descriptor import Descriptor
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.places import Phase, Place
 from geneve_ebpf.agent.portions import BATCH, QUIET, Portions
@@ -349,7 +350,7 @@ class SlotPool:
                 best, least = kind, there / target
         return best
 
-    def _on_event(self, event: dict[str, Any]) -> None:
+    def _on_event(self, event: dict[str, Any], descriptor: Descriptor | None) -> None:
         if event["event"] == "uplinks":
             self._on_uplinks(event["mtu"], event["problems"], event["merging"])
             return
@@ -369,7 +370,8 @@ class SlotPool:
                 self._gone(index)
         elif event["event"] == "answered":
             error = event["error"]
-            self.asks.answered(event["op"], event["index"], error and GeneveError.from_json(error))
+            answered = Answered(error and GeneveError.from_json(error), descriptor)
+            self.asks.answered(event["op"], event["index"], answered)
         elif event["event"] == "lost":
             self._lost(event["index"])
         else:

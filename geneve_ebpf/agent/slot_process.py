@@ -10,11 +10,13 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"op": "destroy", "indexes": [N, …]}
     {"op": "number", "indexes": [N], "addresses": ["…"]}
     {"op": "own", "indexes": [N], "kind": "tap"|"host-tap", "owner": UID}
+    {"op": "open", "indexes": [N], "kind": "tap"|"host-tap"}
     {"event": "ready", "slots": [[INDEX, IFINDEX], …], "us": N}
     {"event": "gone", "indexes": [N, …]}
     {"event": "lost", "index": N}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
-    {"event": "answered", "op": "number"|"own", "index": N, "error": null|{"code": "…", …}}
+    {"event": "answered", "op": "number"|"own"|"open", "index": N, "error": null|{"code": "…", …},
+        "passes": true|false}
     {"event": "uplinks", "mtu": N, "problems": ["…"],
         "merging": {"device": "vxlan", "uplinks": ["…"], "reasons": ["…"]}}
 
@@ -24,8 +26,9 @@ interface has vanished and an RCU grace period is over: the index may be used
 again. "lost" comes when a slot that nobody has attached to turns out to have no
 interface any more: somebody deleted it. "answered" says what became of what is asked about one
 slot: "number" gives eth0 in a namespace its VPC addresses in place of what every slot has, "own"
-gives a tap to a user. "uplinks" comes at the start and when an uplink went, came back, changed its
-MTU or whether it merges; eth0 in every slot follows, a few slots at a time.
+gives a tap to a user, "open" opens one, whose descriptor passes with the answer's line. "uplinks"
+comes at the start and when an uplink went, came back, changed its MTU or whether it merges; eth0 in
+every slot follows, a few slots at a time.
 
 When the agent goes, so does this process, whatever it is doing: what it leaves
 half made has no entry in the slots map, and the next one clears it; what it
@@ -36,6 +39,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import socket
 import sys
@@ -192,15 +196,21 @@ class SlotMaker:
             self._tell_failed(op, indexes, repr(error))
 
     def _answer(self, op: str, index: int, more: dict[str, Any]) -> None:
-        error = None
+        error = passed = None
         try:
-            self._answers[op](self, index, **more)
+            passed = self._answers[op](self, index, **more)
         except GeneveError as refused:
             error = refused
         except OSError as failed:
             error = GeneveError(Code.NO_SLOT, str(failed), hint="try again with another slot")
-        self._tell(event="answered", op=op, index=index, error=error and error.as_json()["error"])
-
+        self._tell(
+            passed,
+            event="answered",
+            op=op,
+            index=index,
+            error=error and error.as_json()["error"],
+            passes=passed is not None,
+        )
     def _number(self, index: int, addresses: list[str]) -> None:
         slots.number(self._place, index, [ip_address(one) for one in addresses])
 
@@ -208,8 +218,16 @@ class SlotMaker:
         with slots.beside_tap(self._place, index, SlotKind(kind)) as tap:
             taps.give(tap, owner)
 
-    # What answers a question about one slot.
-    _answers: ClassVar[dict[str, Callable[..., None]]] = {"number": _number, "own": _own}
+    def _open(self, index: int, kind: str) -> int:
+        with slots.beside_tap(self._place, index, SlotKind(kind)) as tap:
+            return taps.open_tap(tap)
+
+    # What answers a question about one slot; a descriptor is passed on and closed.
+    _answers: ClassVar[dict[str, Callable[..., int | None]]] = {
+        "number": _number,
+        "own": _own,
+        "open": _open,
+    }
 
     def _make(self, indexes: list[int], kind: slots.Kind) -> None:
         began = time.perf_counter()
@@ -280,10 +298,19 @@ class SlotMaker:
             self._plane.remove_slot(index)
         self._tell(event="gone", indexes=done)
 
-    def _tell(self, **event: object) -> None:
+    def _tell(self, passed: int | None = None, **event: object) -> None:
+        """Send an event. A descriptor that is passed goes with its first byte, and is closed
+        here before its last: nobody is to find a tap busy that he has closed."""
+        line = json.dumps(event).encode() + b"\n"
         # A dead agent has no use for it; the next read says that it is dead.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._agent.sendall(json.dumps(event).encode() + b"\n")
+            if passed is not None:
+                try:
+                    socket.send_fds(self._agent, [line[:1]], [passed])
+                finally:
+                    os.close(passed)
+                line = line[1:]
+            self._agent.sendall(line)
 
 
 def heard_from(agent: socket.socket) -> bytes:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from geneve_ebpf.cli import output
 from geneve_ebpf.cli.command import agent
+from geneve_ebpf.cli.execute import Words, command_of, execute
 from geneve_ebpf.cli.slot import Kind, parse_slot, place_of
 from geneve_ebpf.errors import Code, Exit, GeneveError
 from geneve_ebpf.model import AddressMode, parse_address, parse_name
@@ -209,20 +210,14 @@ def show(sandbox: Sandbox) -> None:
 
 def netns_exec(
     sandbox: Sandbox,
-    command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND [ARG]...", show_default=False)
-    ],
+    command: Words,
 ) -> None:
     """Run a command inside a sandbox's network.
 
     Its exit status becomes ours; 127 if there is no such command. Only the network namespace is
     entered: files, processes and users stay yours.
     """
-    words = command[1:] if command[0] == "--" else command
-    if not words:
-        raise GeneveError(
-            Code.BAD_REQUEST, "no command to run", hint="netns-exec SANDBOX -- COMMAND [ARG]..."
-        )
+    words = command_of(command, "netns-exec SANDBOX")
     path = _get(sandbox)["slot"]["netns"]
     if path is None:
         raise GeneveError(
@@ -246,7 +241,7 @@ def netns_exec(
             f"cannot enter {path}: {error.strerror}",
             hint="was the sandbox detached just now?",
         ) from None
-    _execute(words)
+    execute(words)
 
 
 def _addresses(item: dict[str, Any]) -> list[str]:
@@ -258,14 +253,3 @@ def _get(sandbox: str) -> dict[str, Any]:
     with agent() as client:
         _, answer = client.request("GET", f"/v1/sandboxes/{parse_name(sandbox, 'sandbox')}")
     return answer
-
-
-def _execute(words: list[str]) -> NoReturn:
-    """Become the command, or exit as a shell would: 127 not found, 126 not runnable."""
-    try:
-        os.execvp(words[0], words)
-    except OSError as error:
-        output.note(f"error: cannot run {output.one_line(words[0])}: {error.strerror}")
-        raise typer.Exit(127 if isinstance(error, FileNotFoundError) else 126) from None
-    except ValueError:  # a zero byte in an argument
-        raise typer.Exit(Exit.USAGE.value) from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from geneve_ebpf.cli import output
 from geneve_ebpf.cli.command import Command, agent, noun
+from geneve_ebpf.cli.execute import Words, command_of, execute
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import SlotKind
 
@@ -90,6 +92,29 @@ def release(
     with agent() as client:
         _, answer = client.request("DELETE", f"/v1/slots/{parse_slot(slot)}")
     output.emit(answer, f"{slot} released")
+
+
+@app.command("exec", cls=Command, context_settings={"allow_interspersed_args": False})
+def exec_(
+    slot: Annotated[str, typer.Argument(metavar="SLOT", show_default=False)],
+    command: Words,
+    fd: Annotated[
+        int, typer.Option("--fd", metavar="N", min=3, max=1023, help="The descriptor's number.")
+    ] = 3,
+) -> None:
+    """Run a command with a slot's tap open, as descriptor 3.
+
+    Such as a VMM that may not open it, by fd=3. The slot must be reserved or attached. The
+    command's exit status becomes ours; 127 if there is no such command.
+    """
+    words = command_of(command, "slot exec SLOT")
+    with agent() as client:
+        tap = client.open_tap(parse_slot(slot))
+    if tap == fd:
+        os.set_inheritable(fd, True)
+    else:
+        os.dup2(tap, fd)
+    execute(words)
 
 
 def parse_slot(text: str) -> str:

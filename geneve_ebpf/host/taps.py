@@ -17,7 +17,8 @@ from geneve_ebpf.errors import Code, GeneveError
 
 _DEVICE = "/dev/net/tun"
 _TUNSETPERSIST, _TUNSETIFF, _TUNSETOWNER = 0x400454CB, 0x400454CA, 0x400454CC
-_TUNSETIFINDEX = 0x400454DA
+_TUNSETIFINDEX, _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454DA, 0x400454D0, 0x400454D8
+VNET_HEADER = 10  # bytes of virtio's header before each frame, as long as nobody says otherwise
 _TAP, _NO_PACKET_INFO, _VNET_HEADER, _EXCLUSIVE = 0x2, 0x1000, 0x4000, 0x8000
 _IFREQ = struct.Struct("16sH22x")
 
@@ -57,13 +58,16 @@ def give(name: str, owner: int) -> None:
 def open_tap(name: str) -> int:
     """A descriptor of a tap in the thread's network namespace, as a virtual machine has it.
 
-    With virtio's header before each frame. Raises TAP_BUSY if somebody has it open; OSError,
-    ENODEV if there is no such tap.
+    With a virtio header of VNET_HEADER bytes before each frame and all offloads off, whatever
+    the one before had. Raises TAP_BUSY if somebody has it open; OSError, ENODEV if there is no
+    such tap.
     """
     socket.if_nametoindex(name)  # or opening would make one
     descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
         _attach(descriptor, name)
+        fcntl.ioctl(descriptor, _TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER))
+        fcntl.ioctl(descriptor, _TUNSETOFFLOAD, 0)
     except OSError as error:
         os.close(descriptor)
         if error.errno != errno.EBUSY:

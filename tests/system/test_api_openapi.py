@@ -105,7 +105,12 @@ EXCHANGES: list[tuple[Any, ...]] = [
     (400, "POST", "/v1/slots:reserve", {"owner": 7}),
     (400, "POST", "/v1/slots:reserve", {"kind": "tap", "owner": 1 << 32}),
     (503, "POST", "/v1/slots:reserve", {"kind": "tap", "owner": 7}),
+    (201, "POST", "/v1/slots:reserve", {"kind": "host-tap"}),
+    (200, "POST", "/v1/taps/{slot}", None),
+    (200, "DELETE", "/v1/slots/{slot}", None),
     (201, "POST", "/v1/slots:reserve", None),
+    (400, "POST", "/v1/taps/{slot}", None),
+    (404, "POST", "/v1/taps/slot-9999", None),
     (201, "PUT", "/v1/sandboxes/a", {"vpc": "blue", "address": "10.0.1.9", "slot": "{slot}"}),
     (409, "DELETE", "/v1/slots/{slot}", None),
     (201, "PUT", "/v1/sandboxes/behind", {"vpc": "blue", "address": "10.0.2.77"}),
@@ -197,7 +202,11 @@ def answers():
     """All exchanges with one agent: (wanted status, method, target, body, status, answer)."""
     found = []
     with Lab(Path(f"/run/{PREFIX}-openapi"), f"{PREFIX}-openapi") as lab:
-        lab.up(nodes=1, slots=12, metrics=False)  # nobody waits for one unless told to
+        lab.make_nodes(1, slots=12, metrics=False)  # nobody waits for one unless told to
+        config = lab.nodes[0].config
+        config.write_text(config.read_text().replace("slots =", "host_tap_slots = 1\nslots ="))
+        lab.start_agent(lab.nodes[0])
+        lab.wait_ready(lab.nodes[0])
         agent = Agent(lab.nodes[0].socket)
         slot = failed = done = ""
         for wanted, method, raw, body, *headers in EXCHANGES:

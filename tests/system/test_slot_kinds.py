@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -20,29 +19,15 @@ from geneve_ebpf.host import namespaces, taps
 from lab.network import Lab, Node, inside, run
 from tests.api import Agent, children, kill_slot_process
 from tests.command import asked, geneve, new_lab, refused
+from tests.kinds import KEPT, OWNER, Machine, empty, start, states, where
 from tests.nodes import eventually, ping, socket_in
-from tests.packets import GATEWAY_MAC, GUEST, GUEST_MAC, ICMP, IP, Ether
-from tests.patience import PATIENCE
-
-OWNER, KEPT = 64998, 2
-HEADER = bytes(10)  # virtio's, of a frame as it is
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """Two nodes; the first keeps slots of every kind."""
     with new_lab("kinds") as made:
-        made.patience = 90 * PATIENCE
-        made.make_nodes(2, slots=KEPT, metrics=False)
-        config = made.nodes[0].config
-        kinds = f"tap_slots = {KEPT}\nhost_tap_slots = {KEPT}\ntap_owner = {OWNER}\nslots ="
-        config.write_text(config.read_text().replace("slots =", kinds))
-        for node in made.nodes:
-            made.start_agent(node)
-        for node in made.nodes:
-            made.wait_ready(node)
-        span = ("10.0.0.0/16", {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"})
-        made.connect("blue", 42, span)
+        start(made)
         yield made
 
 
@@ -50,24 +35,13 @@ def lab() -> Iterator[Lab]:
 def node(lab: Lab) -> Iterator[Node]:
     """The first, with nobody attached and all its slots ready."""
     yield lab.nodes[0]
-    for one in lab.nodes:
-        for sandbox in asked(one, "list")["sandboxes"]:
-            asked(one, "detach", sandbox["sandbox"])
-        for slot in asked(one, "slot", "list")["slots"]:
-            if slot["state"] == "reserved":
-                asked(one, "slot", "release", slot["id"])
-        lab.wait_ready(one)
+    empty(lab)
 
 
 @pytest.fixture
 def far(lab: Lab, node: Node) -> dict[str, Any]:
     """A sandbox on the other node."""
     return asked(lab.nodes[1], "attach", "far", "--vpc", "blue")
-
-
-def where(node: Node, slot: dict[str, Any]) -> Path:
-    """The namespace that a slot's tap is in."""
-    return Path(slot["netns"] or node.netns)
 
 
 OPEN = "import sys; from geneve_ebpf.host import taps; taps.open_tap(sys.argv[1])"
@@ -90,28 +64,10 @@ def opens(netns: Path, tap: str, uid: int) -> bool:
     return done.returncode == 0
 
 
-class Machine:
-    """A virtual machine that answers and sends echo requests, and nothing else."""
-
-    def __init__(self, node: Node, slot: dict[str, Any]) -> None:
-        with namespaces.entering(where(node, slot)):
-            self.fd = taps.open_tap(slot["tap"])
-
-    def asks(self, address: str, own: str = GUEST) -> bool:
-        """Whether one of ten echo requests to an address is answered."""
-        question = Ether(src=GUEST_MAC, dst=GATEWAY_MAC) / IP(src=own, dst=address)
-        for number in range(10):
-            os.write(self.fd, HEADER + bytes(question / ICMP(id=7, seq=number) / b"machine"))
-            while select.select([self.fd], [], [], 0.5 * PATIENCE)[0]:
-                frame = Ether(os.read(self.fd, 1 << 16)[len(HEADER) :])
-                if ICMP in frame and (frame[IP].src, frame[ICMP].type) == (address, 0):
-                    assert (frame[IP].dst, frame.dst) == (own, GUEST_MAC)
-                    return True
-        return False
-
-    def close(self) -> None:
-        """Switch it off."""
-        os.close(self.fd)
+def machine_on(node: Node, slot: dict[str, Any]) -> Machine:
+    """A machine that opens its tap by name."""
+    with namespaces.entering(where(node, slot)):
+        return Machine(taps.open_tap(slot["tap"]))
 
 
 KINDS = pytest.mark.parametrize("kind", ["tap", "host-tap"])
@@ -150,7 +106,7 @@ def test_a_tap_that_cannot_be_given_is_not_reserved(lab: Lab, node: Node, kind: 
     """Somebody has it open: the caller is told, and may try again; that slot is destroyed."""
     slots = asked(node, "slot", "list")["slots"]
     first = next(one for one in slots if (one["kind"], one["state"]) == (kind, "ready"))
-    machine = Machine(node, first)
+    machine = machine_on(node, first)
     try:
         reserve = ("slot", "reserve", "--kind", kind, "--owner", OWNER + 1)
         done = geneve(node, "-j", *reserve)
@@ -188,7 +144,7 @@ def test_a_machine_talks_when_it_is_attached(node: Node, far: dict[str, Any], ki
     """Not before; to a remote sandbox and to one of this node; afterwards its slot is gone."""
     near = asked(node, "attach", "near", "--vpc", "blue", "--kind", "namespace")
     slot = asked(node, "slot", "reserve", "--kind", kind)["slot"]
-    machine = Machine(node, slot)
+    machine = machine_on(node, slot)
     try:
         assert not machine.asks(far["address"])
         own = asked(node, "attach", "vm", "--vpc", "blue", "--slot", slot["id"], "--verify")
@@ -203,11 +159,6 @@ def test_a_machine_talks_when_it_is_attached(node: Node, far: dict[str, Any], ki
         assert eventually(lambda: slot["id"] not in states(node), 30)
     finally:
         machine.close()
-
-
-def states(node: Node) -> dict[str, str]:
-    """State of each slot, by id."""
-    return {one["id"]: one["state"] for one in asked(node, "slot", "list")["slots"]}
 
 
 def kinds(node: Node) -> dict[str, dict[str, int]]:

@@ -8,14 +8,18 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
+import time
 
 import pytest
 import uvloop
 
 from geneve_ebpf.agent import http
-from geneve_ebpf.agent.http import Answer, Server
+from geneve_ebpf.agent.descriptor import Descriptor
+from geneve_ebpf.agent.exchange import Answer
+from geneve_ebpf.agent.http import Server
 from geneve_ebpf.agent.log import Log
 
 LIMIT = 100_000
@@ -32,12 +36,23 @@ class Echo:
             return self.failing()
         if request.target == "/stream-fails":
             return self.later(Answer(200, stream=self.parts()))
+        if request.target == "/large":
+            return Answer(200, json.dumps("x" * (4 << 20)).encode())
+        if request.target in ("/pass", "/pass-now"):
+            reading, writing = os.pipe()
+            self.pipes.append(reading)
+            wait = 0.05 if request.target == "/pass" else 0
+            return self.later(Answer(200, body, descriptor=Descriptor(writing)), wait)
         if request.target == "/nothing":
             return Answer(204)
         return Answer(200, body)
 
-    async def later(self, answer):
-        await asyncio.sleep(0.05)
+    def __init__(self):
+        self.pipes = []  # the other ends of what was passed on
+
+    async def later(self, answer, wait=0.05):
+        if wait:
+            await asyncio.sleep(wait)
         return answer
 
     async def failing(self):
@@ -67,7 +82,8 @@ class Running:
         self.stop = asyncio.Event()
         self.loop = asyncio.get_running_loop()
         with open(f"{self.path}.log", "w") as log:
-            self.server = Server(Echo(), Log(log.fileno()), self.group)
+            self.echo = Echo()
+            self.server = Server(self.echo, Log(log.fileno()), self.group)
             listener = await self.loop.create_unix_server(self.server.connection, self.path)
             self.ready.set()
             await self.stop.wait()
@@ -369,3 +385,61 @@ def test_an_answer_that_fails_closes_its_connection_and_is_logged(running, conne
 def ask_once(connection):
     connection.sendall(b"GET / HTTP/1.1\r\n" + CLOSE)
     return until_closed(connection)
+
+
+def ask_for(target, body=b""):
+    return b"POST %b HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (target, len(body), body)
+
+
+def test_a_descriptor_comes_with_the_first_byte_of_its_own_answer(running, connect):
+    """Not with the answers before it and after it, which were asked for at once; and when the
+    answer is whole, the server has closed its own."""
+    connection = connect()
+    connection.sendall(
+        ask_for(b"/slow") + ask_for(b"/large") + ask_for(b"/pass-now") + ask_for(b"/pass")
+    )
+    text, passed = bytearray(), {}
+    while text.count(b"/pass") < 2 or not text.endswith(b"]"):
+        data, descriptors, _, _ = socket.recv_fds(connection, 65536, 8)
+        assert data
+        text += data
+        if descriptors:  # with the last byte of what is read at once
+            passed[len(text) - 1] = descriptors
+
+    answers = [body if len(body) < 9 else body[1] for _, body in bodies(bytes(text))]
+    assert answers == [["POST", "/slow", 0], "x", ["POST", "/pass-now", 0], ["POST", "/pass", 0]]
+    starts = [found.start() for found in re.finditer(b"HTTP/1.1", text)]
+    assert list(passed) == starts[2:]
+    for (writing,), reading in zip(passed.values(), running.echo.pipes, strict=True):
+        os.write(writing, b"mine")
+        os.close(writing)
+        assert os.read(reading, 8) == b"mine"
+        assert os.read(reading, 8) == b""
+        os.close(reading)
+
+
+def test_a_descriptor_for_who_has_gone_is_closed(running, connect):
+    """Before its answer was there."""
+    connection = connect()
+    connection.sendall(ask_for(b"/pass"))
+    connection.close()
+    while not running.echo.pipes:
+        time.sleep(0.001)
+
+    (reading,) = running.echo.pipes
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
+def test_a_descriptor_for_who_does_not_read_is_closed(running, connect, monkeypatch):
+    """Its answer cannot be sent; the connection is closed after a moment."""
+    monkeypatch.setattr(http, "PASS_TIMEOUT", 0.2)
+    connection = connect()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.sendall(ask_for(b"/large") + ask_for(b"/pass"))
+    while not running.echo.pipes:
+        time.sleep(0.001)
+
+    (reading,) = running.echo.pipes
+    assert os.read(reading, 1) == b""
+    os.close(reading)

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -59,6 +60,15 @@ def answer(body: object, status: str = "200 OK", head: str = "") -> bytes:
     return f"HTTP/1.1 {status}\r\n{head}Content-Length: {len(text)}\r\n\r\n".encode() + text
 
 
+class Passing(bytes):
+    """A piece of an answer that descriptors come with."""
+
+    def __new__(cls, data: bytes, descriptors: list[int]) -> Passing:
+        made = super().__new__(cls, data)
+        made.descriptors = descriptors
+        return made
+
+
 class Canned:
     """Accepts one connection, keeps what it is asked, and says the pieces it was given."""
 
@@ -77,7 +87,10 @@ class Canned:
             while b"\r\n\r\n" not in self.asked:
                 self.asked += connection.recv(4096)
             for piece in self._pieces:
-                connection.sendall(piece)
+                if isinstance(piece, Passing) and piece.descriptors:
+                    socket.send_fds(connection, [piece], piece.descriptors)
+                else:
+                    connection.sendall(piece)
             if not self._then_close:
                 connection.recv(1)  # until the client goes
 
@@ -208,6 +221,7 @@ def test_a_body_that_is_not_what_was_asked_for_is_named_so(ask, body):
         (("detach", "a" * 64), "bad_name"),
         (("release", ""), "bad_name"),
         (("reserve", "tap?"), "bad_name"),
+        (("exec", "slot/1", "true"), "bad_name"),
     ],
 )
 def test_what_would_need_quoting_is_refused_before_it_is_sent(example, words, code):
@@ -244,6 +258,59 @@ def test_a_socket_that_is_not_there_is_named(example, host, code):
 
     assert (done.returncode, done.stderr.partition(":")[0]) == (1, code)
     assert "(" in done.stderr
+
+
+TAP = answer({"schema": "geneve-ebpf/tap/1", "slot": "slot-1", "tap": "tap0", "vnet_header": 10})
+SAYS = "import os; os.write(3, b'here'); print(sorted(map(int, os.listdir('/proc/self/fd'))))"
+
+
+def passing(ask, *words, pieces, count=1):
+    """Runs the example, which gets a pipe with the first piece; (process, what came out of it)."""
+    reading, writing = os.pipe()
+    try:
+        first = Passing(pieces[0], [writing] * count)
+        done, asked = ask(*words, pieces=[first, *pieces[1:]], then_close=True)
+    finally:
+        os.close(writing)
+    with open(reading, "rb") as pipe:
+        return done, asked, pipe.read()
+
+
+def test_a_tap_comes_as_a_descriptor(ask):
+    """Whatever pieces the answer comes in, and the command gets no other one of ours."""
+    done, asked, said = passing(ask, "exec", "slot-1", sys.executable, "-c", SAYS,
+                                pieces=[TAP[:1], TAP[1:40], TAP[40:]])  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[0, 1, 2, 3, 4]\n"  # 4 is the listing's own
+    assert said == b"here"
+    assert asked.startswith(b"POST /v1/taps/slot-1 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "pieces", "count", "code"),
+    [
+        (("exec", "slot-1", "true"), [TAP], 0, "internal"),
+        (("exec", "slot-1", "true"), [answer({"error": {"code": "tap_busy"}}, "409 No")], 1,
+         "tap_busy"),
+        (("exec", "slot-1", "true"), [TAP[:50]], 1, "agent_unreachable"),
+        (("release", "slot-1"), [answer({})], 1, ""),
+    ],
+)  # fmt: skip
+def test_a_descriptor_that_is_of_no_use_is_closed(ask, words, pieces, count, code):
+    """With a refusal, half an answer, or one to something else; and none is told so."""
+    done, _, said = passing(ask, *words, pieces=pieces, count=count)
+
+    assert done.stderr.partition(":")[0] == code
+    assert said == b""
+
+
+def test_all_descriptors_but_the_first_are_closed(ask):
+    """An agent passes one."""
+    done, _, said = passing(ask, "exec", "slot-1", sys.executable, "-c", SAYS, pieces=[TAP],
+                            count=3)  # fmt: skip
+
+    assert (done.stdout, said) == ("[0, 1, 2, 3, 4]\n", b"here")
 
 
 TWICE = r"""

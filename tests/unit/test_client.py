@@ -68,6 +68,49 @@ def test_connection_close_is_heeded(tmp_path):
         assert client.request("GET", "/b") == (200, {"n": 2})
 
 
+def test_a_tap_is_a_descriptor_that_nobody_inherits(tmp_path):
+    """It comes with the first byte, however the answer is cut; more than one are closed."""
+    reading, writing = os.pipe()
+    whole = answer("200 OK", {"tap": "tap0"})
+    script = [[whole[:1], whole[1:]], whole]
+    passed = {whole[:1]: [writing, writing], whole: [writing]}
+    with peer(tmp_path, script, passed=passed) as served, AgentClient(served.path) as client:
+        taps = [client.open_tap("slot-3"), client.open_tap("slot-3")]
+    os.close(writing)
+
+    assert [served.received[n].split(b"\r\n")[0] for n in (0, 1)] == [
+        b"POST /v1/taps/slot-3 HTTP/1.1"
+    ] * 2
+    for tap in taps:
+        assert not os.get_inheritable(tap)
+        os.write(tap, b"x")
+        os.close(tap)
+    assert os.read(reading, 3) == b"xx"
+    assert os.read(reading, 3) == b""
+    os.close(reading)
+
+
+@pytest.mark.parametrize("status", ["409 Conflict", "200 OK"])
+def test_a_tap_that_does_not_come_is_an_error(tmp_path, status):
+    """An answer without a descriptor, and a refusal, which has none to keep."""
+    reading, writing = os.pipe()
+    refusal = status.startswith("409")
+    body = GeneveError(Code.TAP_BUSY, "busy").as_json() if refusal else {"tap": "tap0"}
+    script = [answer(status, body)]
+    passed = {script[0]: [writing]} if refusal else {}
+    with (
+        peer(tmp_path, script, passed=passed) as served,
+        AgentClient(served.path) as client,
+        pytest.raises(GeneveError) as caught,
+    ):
+        client.open_tap("slot-3")
+    os.close(writing)
+
+    assert caught.value.code is (Code.TAP_BUSY if refusal else Code.INTERNAL)
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
 def test_an_error_answer_is_raised_as_it_was_meant(tmp_path):
     """Code, message, hint, field and details survive the way over the socket."""
     sent = GeneveError(

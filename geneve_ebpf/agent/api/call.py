@@ -16,7 +16,7 @@ import msgspec
 from geneve_ebpf.agent.admission import too_late
 from geneve_ebpf.agent.answers import Json, guest_json
 from geneve_ebpf.agent.events import Content, Events, Said
-from geneve_ebpf.agent.http import PREFER, REQUEST_TIMEOUT, Answer, Patient, Request
+from geneve_ebpf.agent.exchange import PREFER, REQUEST_TIMEOUT, Answer, Patient, Request
 from geneve_ebpf.agent.later import Later
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.pace import Pace

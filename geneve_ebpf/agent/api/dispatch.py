@@ -21,7 +21,7 @@ from geneve_ebpf.agent.api.sandboxes import Sandboxes
 from geneve_ebpf.agent.api.slots import Slots
 from geneve_ebpf.agent.api.state import State
 from geneve_ebpf.agent.api.vpcs import Vpcs
-from geneve_ebpf.agent.http import IDEMPOTENCY_KEY, Answer, Patient, Request, error_answer
+from geneve_ebpf.agent.exchange import IDEMPOTENCY_KEY, Answer, Patient, Request, error_answer
 from geneve_ebpf.agent.idempotency import Keys, read_key
 from geneve_ebpf.errors import Code, GeneveError
 

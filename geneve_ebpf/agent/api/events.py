@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from geneve_ebpf.agent.answers import rfc3339
 from geneve_ebpf.agent.api.call import Call, Shared, Table, encode, flag_of, whole_number
 from geneve_ebpf.agent.events import Event
-from geneve_ebpf.agent.http import Answer
+from geneve_ebpf.agent.exchange import Answer
 from geneve_ebpf.errors import GeneveError
 
 AT_ONCE = 100  # events put into JSON between two looks at the loop

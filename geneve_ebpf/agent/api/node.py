@@ -9,7 +9,7 @@ from geneve_ebpf import __version__
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import Json, drops_json, schema
 from geneve_ebpf.agent.api.call import Call, Shared, Table, json_answer
-from geneve_ebpf.agent.http import Answer
+from geneve_ebpf.agent.exchange import Answer
 from geneve_ebpf.errors import Code, GeneveError
 
 

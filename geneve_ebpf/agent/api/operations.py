@@ -18,7 +18,7 @@ from geneve_ebpf.agent.api.call import (
     json_answer,
     seconds_of,
 )
-from geneve_ebpf.agent.http import Answer, Patient
+from geneve_ebpf.agent.exchange import Answer, Patient
 from geneve_ebpf.agent.operations import Operation, State
 from geneve_ebpf.agent.pace import Pace
 from geneve_ebpf.errors import Code, GeneveError

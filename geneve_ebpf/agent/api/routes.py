@@ -7,7 +7,7 @@ from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import Json, route_json, schema
 from geneve_ebpf.agent.api.call import Call, Shared, Table, json_answer, listed
 from geneve_ebpf.agent.desired import Outcome
-from geneve_ebpf.agent.http import Answer
+from geneve_ebpf.agent.exchange import Answer
 from geneve_ebpf.control.state import DesiredState
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import (

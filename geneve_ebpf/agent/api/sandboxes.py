@@ -33,7 +33,7 @@ from geneve_ebpf.agent.api.call import (
 )
 from geneve_ebpf.agent.api.operations import accepted
 from geneve_ebpf.agent.events import Attached
-from geneve_ebpf.agent.http import Answer, Patient, Peer, Request
+from geneve_ebpf.agent.exchange import Answer, Patient, Peer, Request
 from geneve_ebpf.agent.operations import Operation
 from geneve_ebpf.agent.pace import Pace
 from geneve_ebpf.agent.service import Timing

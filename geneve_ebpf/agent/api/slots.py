@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v1/slots: what is prepared, and reserving it."""
+"""/v1/slots and /v1/taps: what is prepared, reserving it, and opening it for a machine."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from geneve_ebpf.agent.api.call import (
     list_body,
     timeout_of,
 )
-from geneve_ebpf.agent.http import Answer, Patient, Request
+from geneve_ebpf.agent.exchange import Answer, Patient, Request
 from geneve_ebpf.agent.places import Phase, Place
+from geneve_ebpf.host import taps
 from geneve_ebpf.model import SlotKind
 
 
@@ -38,6 +39,7 @@ class Slots:
             "/v1/slots": {"GET": (self._list_slots,)},
             "/v1/slots:reserve": {"POST": (self._reserve,)},
             "/v1/slots/{name}": {"DELETE": (self._release,)},
+            "/v1/taps/{name}": {"POST": (self._open_tap,)},
         }
 
     async def _list_slots(self, call: Call) -> Answer:
@@ -117,6 +119,19 @@ class Slots:
     def _give_back(self, request: Request, slot_id: str) -> Answer:
         place = self._shared.node.reservations.release(slot_id)
         return self._told(200, request, "release", place)
+
+    async def _open_tap(self, call: Call) -> Answer:
+        if call.request.body:
+            requests.NOTHING(call.request.body)
+        place, descriptor = await self._shared.node.reservations.open_tap(call.name)
+        body: Json = {
+            "schema": schema("tap"),
+            "slot": f"slot-{place.index}",
+            "tap": place.tap,
+            "vnet_header": taps.VNET_HEADER,
+        }
+        # The descriptor goes once: there is no answering the same again.
+        return json_answer(200, body)._replace(descriptor=descriptor, final=False)
 
     def _told(self, status: int, request: Request, kind: str, place: Place) -> Answer:
         what: Json = {"slot": f"slot-{place.index}", "status": status}

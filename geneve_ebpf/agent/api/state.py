@@ -12,7 +12,7 @@ from geneve_ebpf.agent.answers import Json, route_json, schema, vpc_json, vtep_j
 from geneve_ebpf.agent.api.call import Call, Shared, Table, encode, encoded, json_answer
 from geneve_ebpf.agent.api.routes import route_of, route_text
 from geneve_ebpf.agent.api.vpcs import vpc_of
-from geneve_ebpf.agent.http import Answer
+from geneve_ebpf.agent.exchange import Answer
 from geneve_ebpf.control.state import DesiredState, Difference
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import Vtep, parse_address, parse_mtu

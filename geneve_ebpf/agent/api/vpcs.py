@@ -7,7 +7,7 @@ from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import Json, known_vtep_json, schema, vpc_json, vtep_json
 from geneve_ebpf.agent.api.call import Call, Shared, Table, json_answer
 from geneve_ebpf.agent.desired import Outcome
-from geneve_ebpf.agent.http import Answer
+from geneve_ebpf.agent.exchange import Answer
 from geneve_ebpf.model import (
     Vpc,
     Vtep,
