@@ -217,9 +217,12 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	/* Through the veth the sandbox's own GRO merges TCP segments; past it
 	 * goes what that does not help, without the detour: other protocols, and
 	 * TCP from a VTEP whose frames come merged. By protocol and VTEP, so that
-	 * no flow takes both ways at once and overtakes itself.
+	 * no flow takes both ways at once and overtakes itself. A spliced tap takes
+	 * no frame that is marked as a tunnel's: cut up and merged again on the veth
+	 * it is one like any other, while the tap itself would only cut it up.
 	 */
-	if (inner.protocol == IPPROTO_TCP && !comes_merged(skb, from, &inner))
+	if (inner.protocol == IPPROTO_TCP &&
+	    (kind == KIND_TAP || !comes_merged(skb, from, &inner)))
 		return bpf_redirect(ifindex, 0);
 	return hand_over(ifindex, kind);
 }
