@@ -5,6 +5,10 @@
 |-----------------|----------------------------------------------------------------|
 | `states.py`     | node states, drawn by hypothesis                               |
 | `builder.py`    | headers as bytes, fast                                         |
+| `dice.py`       | chances, and addresses of a state                              |
+| `packets.py`    | IP packets between two of them                                 |
+| `guests.py`     | what a sandbox sends, its questions above all                  |
+| `wire.py`       | what the underlay brings                                       |
 | `traffic.py`    | from a state and a seed, frames: valid, odd, damaged           |
 | `under_test.py` | the real programs: a state in their maps, a frame through them |
 | `compare.py`    | a batch through both; what differs                             |
