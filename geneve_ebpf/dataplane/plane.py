@@ -190,7 +190,7 @@ class DataPlane(Routes):
             ipv4 = address.packed
             if not self._endpoints.insert_packed(_ENDPOINT_KEY.pack(vni, MAPPED, ipv4), value):
                 raise _in_use(vni, address)
-        memory, row = self._bindings.memory, word * 8
+        memory, row, ipv6 = self._bindings.memory, word * 8, _NO_IPV6
         if address6 is not None:
             ipv6 = address6.packed
             try:
@@ -200,7 +200,8 @@ class DataPlane(Routes):
                 if address is not None:
                     self._endpoints.remove(EndpointKey(vni, Address.of(address)))
                 raise
-            memory[row + _ADDRESS6_AT : row + _ADDRESS6_AT + 16] = ipv6
+        # Also where it has none: an attach that was cut short may have left one.
+        memory[row + _ADDRESS6_AT : row + _ADDRESS6_AT + 16] = ipv6
         self._state_words[0] = generation
         now = time.time_ns()
         native = mode is AddressMode.NATIVE

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from geneve_ebpf.dataplane import Traffic
+from geneve_ebpf.dataplane import Traffic, plane
 from geneve_ebpf.errors import Code, GeneveError
-from tests.packets import ALICE, BLUE, BOB, UDP, from_guest
-from tests.programs import loaded
+from tests.packets import ALICE, BLUE, BOB, UDP, from_guest, six
+from tests.programs import assert_dropped, loaded
 
 
 class Killed(BaseException):
@@ -42,6 +42,29 @@ def test_a_removal_cut_short_is_done_again_and_counts_once(monkeypatch, table, c
         assert [slot.index for slot in node.plane.slots()] == [1]
         assert node.plane.vpc_totals() == before
         assert node.plane.counters(0).tx_local == Traffic()
+
+
+def test_an_attach_cut_short_leaves_no_address_to_the_next(monkeypatch):
+    """A killed agent's half-attached sandbox had one of IPv6; who gets the slot then has none."""
+    with loaded(1) as node:
+
+        def die():
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(plane.time, "time_ns", die)
+            with pytest.raises(Killed):
+                node.attach(0, "alice", BLUE, ALICE, six(ALICE))
+        node.plane.repair()
+        node.attach(0, "bob", BLUE, BOB)
+        frame = from_guest(UDP(sport=1, dport=2), six(ALICE))
+
+        run = node.sends(frame)
+
+        assert_dropped(run, "tx no_address", frame)
+        attached = node.plane.attachment(0)
+        assert attached is not None
+        assert attached.endpoint.address6 is None
 
 
 def test_a_slot_goes_although_its_vpc_cannot_be_counted(monkeypatch):
