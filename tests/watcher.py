@@ -41,7 +41,8 @@ def tcx_programs(ifindex: int) -> list[str]:
     return names
 
 
-def _one(code: int, to: int = 0, of: int = 0, offset: int = 0, value: int = 0) -> bytes:
+def instruction(code: int, to: int = 0, of: int = 0, offset: int = 0, value: int = 0) -> bytes:
+    """One of a program. to, of: registers."""
     return struct.pack("<BBhi", code, to | of << 4, offset, value)
 
 
@@ -54,22 +55,22 @@ class Watcher:
 
     def __init__(self, *, set_mark: int = 0, collect: bool = False) -> None:
         self._map = bpf.call(_MAP_CREATE, bpf.create_attr("<5I44x", 2, 4, 16, 1, 0))
-        code = _one(0xBF, 6, 1)  # r6 = ctx
-        code += _one(0xB7, 7)  # r7 = 0
+        code = instruction(0xBF, 6, 1)  # r6 = ctx
+        code += instruction(0xB7, 7)  # r7 = 0
         if collect:
             for offset in (_MARK, _QUEUE_MAPPING, _PRIORITY):
-                code += _one(0x61, 2, 6, offset) + _one(0x4F, 7, 2)  # r7 |= ctx[offset]
+                code += instruction(0x61, 2, 6, offset) + instruction(0x4F, 7, 2)  # r7 |= ctx[offset]
         if set_mark:
-            code += _one(0xB7, 2, value=set_mark) + _one(0x63, 6, 2, _MARK)
-        code += _one(0x61, 2, 6, _PROTOCOL) + _one(0x55, 2, offset=10, value=0x0008)  # to the end
-        code += _one(0x18, 1, 1, value=self._map) + _one(0)  # r1 = map
-        code += _one(0x62, 10, offset=-4)  # key 0 on the stack
-        code += _one(0xBF, 2, 10) + _one(0x07, 2, value=-4)
-        code += _one(0x85, value=1)  # map_lookup_elem
-        code += _one(0x15, 0, offset=3)  # no row: to the end
-        code += _one(0xB7, 1, value=1) + _one(0xDB, 0, 1)  # row[0] += 1, atomically
-        code += _one(0xDB, 0, 7, 8, 0x40)  # row[1] |= r7
-        code += _one(0xB7, 0, value=-1) + _one(0x95)  # TC_ACT_UNSPEC, TCX_NEXT
+            code += instruction(0xB7, 2, value=set_mark) + instruction(0x63, 6, 2, _MARK)
+        code += instruction(0x61, 2, 6, _PROTOCOL) + instruction(0x55, 2, offset=10, value=0x0008)  # to the end
+        code += instruction(0x18, 1, 1, value=self._map) + instruction(0)  # r1 = map
+        code += instruction(0x62, 10, offset=-4)  # key 0 on the stack
+        code += instruction(0xBF, 2, 10) + instruction(0x07, 2, value=-4)
+        code += instruction(0x85, value=1)  # map_lookup_elem
+        code += instruction(0x15, 0, offset=3)  # no row: to the end
+        code += instruction(0xB7, 1, value=1) + instruction(0xDB, 0, 1)  # row[0] += 1, atomically
+        code += instruction(0xDB, 0, 7, 8, 0x40)  # row[1] |= r7
+        code += instruction(0xB7, 0, value=-1) + instruction(0x95)  # TC_ACT_UNSPEC, TCX_NEXT
         buffer = ctypes.create_string_buffer(code, len(code))
         licence = ctypes.create_string_buffer(b"GPL")
         try:
