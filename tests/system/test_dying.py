@@ -90,6 +90,12 @@ class Scene:
         self.lab.wait_ready(self.node)
         self.check()
 
+    def renew(self) -> None:
+        """Another agent, which starts a slot process that dies as soon as if it were the first."""
+        self.lab.stop_agent(self.node)
+        self.lab.start_agent(self.node)
+        self.lab.wait_ready(self.node)
+
     def wait_for_death(self) -> None:
         """Until somebody has died, or what was to be done is done."""
         assert eventually(lambda: self.killer.struck or ready(self.node), 30)
@@ -372,6 +378,8 @@ def test_whoever_is_killed_leaves_nothing_half_done(scene, step):
         numbers = chosen(len(lines), step.sample)
         print(f"{len(lines)} lines, {len(numbers)} of them now")
         for line in numbers:
+            if EVERY_LINE and step.process == SLOT_PROCESS:
+                scene.renew()
             step.before(scene)
             with scene.killer.armed(step.process, step.files, line, parent=step.parent):
                 step.act(scene)
