@@ -59,10 +59,14 @@ class Watcher:
         code += instruction(0xB7, 7)  # r7 = 0
         if collect:
             for offset in (_MARK, _QUEUE_MAPPING, _PRIORITY):
-                code += instruction(0x61, 2, 6, offset) + instruction(0x4F, 7, 2)  # r7 |= ctx[offset]
+                code += instruction(0x61, 2, 6, offset) + instruction(
+                    0x4F, 7, 2
+                )  # r7 |= ctx[offset]
         if set_mark:
             code += instruction(0xB7, 2, value=set_mark) + instruction(0x63, 6, 2, _MARK)
-        code += instruction(0x61, 2, 6, _PROTOCOL) + instruction(0x55, 2, offset=10, value=0x0008)  # to the end
+        code += instruction(0x61, 2, 6, _PROTOCOL) + instruction(
+            0x55, 2, offset=10, value=0x0008
+        )  # to the end
         code += instruction(0x18, 1, 1, value=self._map) + instruction(0)  # r1 = map
         code += instruction(0x62, 10, offset=-4)  # key 0 on the stack
         code += instruction(0xBF, 2, 10) + instruction(0x07, 2, value=-4)

@@ -65,7 +65,9 @@ class SlotPool:
         kept = (kind for kind, number in targets.items() if number)
         self._default_kind = next(kept, SlotKind.NAMESPACE)
         self.directory = directory
-        self.problem = ""  # why slots cannot be made, if so
+        self.problem = ""  # why slots cannot be made, until one is
+        self._said = ""  # by the last one that could not be made
+        self._paused = False  # none is ordered for the moment
         self.uplink_problems: list[str] = []  # a sentence for each uplink that takes no part
         # Where segments are merged, as dataplane.merging.Merged has it.
         self.merging: dict[str, Any] = {"device": "", "uplinks": [], "reasons": []}
@@ -285,7 +287,7 @@ class SlotPool:
         if place is None or place.phase is not Phase.RETIRING:
             return  # said twice
         if self._next >= SLOTS_MAX:
-            self.problem = ""
+            self.problem, self._paused = "", False
         self._leave(place)
         heappush(self._free, index)
 
@@ -313,6 +315,7 @@ class SlotPool:
         while (kind := self._wanted()) and len(self._ordered_making) < room:
             if not self._free and self._next >= SLOTS_MAX:
                 self.problem = f"all {SLOTS_MAX} slots that a node can have exist"
+                self._paused = True
                 break
             index = heappop(self._free) if self._free else self._next
             self._next = max(self._next, index + 1)
@@ -341,7 +344,7 @@ class SlotPool:
 
     def _wanted(self) -> SlotKind | None:
         """The kind that lacks most of what it should have, by its share; None if none lacks any."""
-        if self.problem:
+        if self._paused:
             return None
         best, least = None, 1.0
         for kind, target in self.targets.items():
@@ -363,6 +366,8 @@ class SlotPool:
                 place.ifindex = ifindex
                 self._turn(place, Phase.READY)
                 heappush(self._ready[place.kind], index)
+            if not self._paused:
+                self.problem = ""
             self.refill.note(more=self._counts[Phase.MAKING] > 0, count=len(event["slots"]))
         elif event["event"] == "gone":
             for index in event["indexes"]:
@@ -400,7 +405,10 @@ class SlotPool:
         self.destroy(place)
 
     def _failed(self, index: int, op: str, message: str) -> None:
-        self._log.warning("slot-failed", slot=f"slot-{index}", op=op, error=message)
+        problem = f"slots cannot be made: {message}"
+        # What all of an order fail for is said once for each try, not for each of them.
+        if op != "make" or not self._paused or _alike(problem, index) != self._said:
+            self._log.warning("slot-failed", slot=f"slot-{index}", op=op, error=message)
         ordered = self._ordered_making if op == "make" else self._ordered_destroying
         if index not in ordered:
             return  # said twice
@@ -409,16 +417,24 @@ class SlotPool:
         if op == "make":
             self._leave(self._places[index])
             heappush(self._free, index)
-            if not self.problem:
-                self.problem = f"slots cannot be made: {message}"
+            self.problem, self._said = problem, _alike(problem, index)
+            if not self._paused:
+                self._paused = True
                 loop.call_later(RETRY, self._try_again)
         else:
             loop.call_later(RETRY, self._destroy_again, index)
 
     def _try_again(self) -> None:
-        self.problem = ""
+        self._paused = False
+        if self._wanted() is None:
+            self.problem = ""
         self._look()
 
     def _destroy_again(self, index: int) -> None:
         self._to_destroy.append(index)
         self._look()
+
+
+def _alike(problem: str, index: int) -> str:
+    """What several slots say that fail for one reason."""
+    return problem.replace(f"slot-{index}", "")

@@ -65,9 +65,7 @@ class Bench:
 
     def rested(self, address: str) -> bool:
         """Whether somebody else can have the address, who gives it back in that case."""
-        status, answer = self.ask(
-            "PUT", "/v1/sandboxes/heir", {"vpc": "blue", "address": address}
-        )
+        status, answer = self.ask("PUT", "/v1/sandboxes/heir", {"vpc": "blue", "address": address})
         if status == 201:
             self.must("DELETE", "/v1/sandboxes/heir")
             return True

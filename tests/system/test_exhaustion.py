@@ -10,19 +10,23 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import resource
 import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from geneve_ebpf.host import namespaces
 from lab.network import Lab, inside, run
 from tests.api import Agent, children
 from tests.nodes import PREFIX, eventually, ping
-from tests.patience import PATIENCE
+from tests.patience import EXPENDABLE, PATIENCE
 
 SLOTS = 3
 BLUE = {"vni": 42, "prefixes": ["10.0.0.0/16"]}
@@ -41,15 +45,21 @@ class Bench:
     def pid(self) -> int:
         return self.lab.agents[self.node.name]
 
+    @property
+    def namespaces(self) -> Path:
+        """Where those of its slots are kept."""
+        return Path(self.node.directory, "run", self.node.name, "netns")
+
     def talks(self) -> bool:
         """Whether the two that are attached reach each other."""
         one, two = (self.ask.must("GET", f"/v1/sandboxes/{name}") for name in ("one", "two"))
         return ping(Path(one["slot"]["netns"]), two["address"]) == 3
 
     def whole(self) -> bool:
-        """Whether the pool is full and nothing is wrong."""
+        """Whether the pool is full, nobody is leaving it and nothing is wrong."""
         found = self.ask.must("GET", "/v1/node")
-        return found["slots"]["ready"] == SLOTS and not found["problems"]
+        slots = found["slots"]
+        return slots["ready"] == SLOTS and not slots["retiring"] and not found["problems"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,7 @@ def small_disk() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def bench(small_disk: Path) -> Iterator[Bench]:
     with Lab(Path(f"/run/{PREFIX}-out"), f"{PREFIX}-out", patience=60 * PATIENCE) as lab:
-        lab.make_nodes(1, SLOTS, metrics=False)
+        lab.make_nodes(1, SLOTS)
         made = Bench(lab, small_disk)
         config = made.node.config.read_text()
         state_root = f'state_root = "{made.node.directory}/state"'
@@ -206,6 +216,116 @@ def problems(bench: Bench) -> str:
     """What the node says is wrong."""
     found: dict[str, Any] = bench.ask.must("GET", "/v1/node")
     return "; ".join(found["problems"])
+
+
+@contextlib.contextmanager
+def few_files(bench: Bench, room: int) -> Iterator[None]:
+    """So many more files can be where the namespaces are kept, each in one of its own."""
+    found = os.statvfs(bench.namespaces)
+    limit = found.f_files - found.f_ffree + room
+    run("mount", "-o", f"remount,nr_inodes={limit}", bench.namespaces)
+    try:
+        yield
+    finally:
+        run("mount", "-o", f"remount,nr_inodes={found.f_files}", bench.namespaces)
+
+
+@contextlib.contextmanager
+def few_namespaces(bench: Bench, room: int) -> Iterator[None]:
+    """The kernel makes no more network namespaces, on the whole machine."""
+    limit = Path("/proc/sys/user/max_net_namespaces")
+    before = limit.read_text()
+    limit.write_text("0")
+    try:
+        yield
+    finally:
+        limit.write_text(before)
+
+
+WAYS = [
+    pytest.param(few_files, id="files"),
+    pytest.param(
+        few_namespaces,
+        id="namespaces",
+        marks=pytest.mark.skipif(not EXPENDABLE, reason="it would be the whole machine's limit"),
+    ),
+]
+Way = Callable[[Bench, int], contextlib.AbstractContextManager[None]]
+
+
+def says_why(bench: Bench) -> None:
+    """In `problems`, all the time, and in metrics and log; one slot process tries it."""
+    full = "slots cannot be made: [Errno 28] No space left on device"
+    assert eventually(lambda: full in problems(bench), 20 * PATIENCE), problems(bench)
+    makers = children(bench.pid, "geneve_ebpf.agent.slot_process")
+    for _ in range(25):  # it is tried again meanwhile
+        assert full in problems(bench)
+        time.sleep(0.1)
+    assert children(bench.pid, "geneve_ebpf.agent.slot_process") == makers
+    assert "event=slot-failed" in bench.node.log.read_text()
+    metrics = run(*inside(bench.node.netns, "curl", "-sS", "http://127.0.0.1:16081/metrics"))
+    (count,) = re.findall(r"^geneve_ebpf_node_problems (\S+)$", metrics, re.MULTILINE)
+    assert float(count) >= 1
+    # What could not be made has left nothing.
+    ids = {slot["id"] for slot in bench.ask.must("GET", "/v1/slots")["slots"]}
+    assert set(os.listdir(bench.namespaces)) == ids
+    with namespaces.entering(bench.node.netns):
+        links = {name for _, name in socket.if_nameindex() if re.fullmatch(r"gnv\d+", name)}
+    assert links == {one.replace("slot-", "gnv") for one in ids}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("way", WAYS)
+def test_without_room_for_namespaces_what_is_ready_is_given_out(bench: Bench, way: Way) -> None:
+    """Then nothing, with the reason; what is attached talks on, and room is made use of."""
+    assert eventually(bench.whole, 30 * PATIENCE), problems(bench)
+    with way(bench, 0):
+        names = [f"more-{number}" for number in range(SLOTS)]
+        for name in names:
+            bench.ask.must("PUT", f"/v1/sandboxes/{name}", {"vpc": "blue"})
+        says_why(bench)
+        status, answer = bench.ask.ask("PUT", "/v1/sandboxes/late", {"vpc": "blue"})
+        assert (status, answer["error"]["code"]) == (503, "no_slot")
+        assert "No space left on device" in answer["error"]["hint"]
+        assert bench.talks()
+
+    assert eventually(bench.whole, 30 * PATIENCE), problems(bench)
+    for name in names:
+        bench.ask.must("DELETE", f"/v1/sandboxes/{name}")
+    assert eventually(bench.whole, 30 * PATIENCE), problems(bench)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("way", WAYS)
+def test_a_start_without_room_for_all_its_slots_serves_with_some(bench: Bench, way: Way) -> None:
+    """The rest is made when there is room."""
+    assert eventually(bench.whole, 30 * PATIENCE), problems(bench)
+    more = SLOTS + 3
+    config = bench.node.config.read_text()
+
+    def again(slots: int) -> None:
+        bench.ask.close()
+        bench.lab.stop_agent(bench.node, signal.SIGKILL)
+        bench.node.config.write_text(config.replace(f"slots = {SLOTS}", f"slots = {slots}"))
+        bench.lab.start_agent(bench.node)
+        assert eventually(lambda: answers(bench.ask), 30 * PATIENCE)
+
+    def ready() -> int:
+        found: int = bench.ask.must("GET", "/v1/node")["slots"]["ready"]
+        return found
+
+    with way(bench, 1):
+        again(more)
+        says_why(bench)
+        assert SLOTS <= ready() < more
+        assert bench.talks()
+    assert eventually(lambda: ready() == more, 30 * PATIENCE), problems(bench)
+
+    again(SLOTS)
+    for name in range(more - SLOTS):
+        bench.ask.must("PUT", f"/v1/sandboxes/more-{name}", {"vpc": "blue"})
+        bench.ask.must("DELETE", f"/v1/sandboxes/more-{name}")
+    assert eventually(bench.whole, 30 * PATIENCE), problems(bench)
 
 
 def test_pins_that_were_unmounted_cost_the_next_agent_its_sandboxes(bench: Bench) -> None:

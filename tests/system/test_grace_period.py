@@ -110,7 +110,6 @@ class Reader:
         (self._found,) = struct.unpack_from("<I", answer, 4)
 
 
-
 def _row(table: int, index: int) -> bytes:
     """Instructions: r0 = where a row of an array is."""
     code = instruction(0x18, 1, 1, value=table) + instruction(0)

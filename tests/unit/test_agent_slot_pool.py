@@ -250,3 +250,65 @@ def test_what_is_said_twice_is_taken_once_and_what_follows_is_read():
         assert (pool.counts["ready"], pool.counts["making"]) == (2, 0)
 
     play(3, scene)
+
+
+def test_why_slots_cannot_be_made_stands_until_they_can(capfd):
+    """Also while it is tried again; the log has it once for each try."""
+
+    async def scene(pool, maker):
+        def say(*events):
+            maker.theirs.send(b"".join(json.dumps(one).encode() + b"\n" for one in events))
+
+        async def ordered():
+            async with asyncio.timeout(60):
+                while not maker.orders:
+                    maker.read()
+                    await asyncio.sleep(0.001)
+            return [index for _, some in maker.orders for index in some]
+
+        for _ in range(2):
+            indexes = await ordered()
+            assert indexes == [0, 1, 2]
+            maker.forget()
+            say(*(
+                {"event": "failed", "index": n, "op": "make", "message": f"no room: slot-{n}"}
+                for n in indexes
+            ))  # fmt: skip
+            async with asyncio.timeout(60):
+                while pool.counts["making"]:
+                    await asyncio.sleep(0.001)
+            assert pool.problem == "slots cannot be made: no room: slot-2"
+
+        await ordered()
+        assert pool.problem == "slots cannot be made: no room: slot-2"
+        say({"event": "ready", "slots": [[0, 100], [1, 101], [2, 102]], "us": 1})
+        async with asyncio.timeout(60):
+            while pool.counts["ready"] < 3:
+                await asyncio.sleep(0.001)
+        assert pool.problem == ""
+
+    play(3, scene)
+    assert capfd.readouterr().err.count("event=slot-failed") == 2
+
+
+def test_one_slot_that_cannot_be_made_is_no_problem_of_a_full_pool():
+    """Others have been made in its place, and nothing is tried any more."""
+
+    async def scene(pool, maker):
+        failed = {"event": "failed", "index": 1, "op": "make", "message": "taken"}
+        ready = {"event": "ready", "slots": [[0, 100], [2, 102]], "us": 1}
+        for event in (failed, ready):
+            maker.theirs.send(json.dumps(event).encode() + b"\n")
+        maker.read()
+        maker.forget()
+        async with asyncio.timeout(60):
+            while pool.counts["ready"] < 2:
+                await asyncio.sleep(0.001)
+            assert pool.problem == "slots cannot be made: taken"
+            pool.targets[SlotKind.NAMESPACE] = 2
+            while pool.problem:
+                await asyncio.sleep(0.001)
+        maker.read()
+        assert maker.orders == []
+
+    play(3, scene)
