@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def test_every_link_leads_to_a_file_and_a_heading_in_it(page):
             dead.append(target)
 
     assert dead == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_of_ours_that_is_named_is_there(page):
+    """In a sentence or a block; what stands in script/ can be started."""
+    text = page.read_text()
+    named = set(re.findall(r"(?<![\w./-])((?:script|lab)/[a-z]+)(?![\w./-])", text))
+    files = set(re.findall(r"`((?:tests|bpf|geneve_ebpf|deploy|bench|docs)/[\w./-]+\.\w+)`", text))
+
+    assert [name for name in sorted(named) if not os.access(ROOT / name, os.X_OK)] == []
+    assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
 
 
 def test_the_index_lists_every_page_once():
