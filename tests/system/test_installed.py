@@ -81,12 +81,15 @@ def test_the_installed_package_is_the_one_that_runs(place):
     assert re.fullmatch(rb"geneve-ebpf \S+\n", told.stdout)
 
 
-def test_the_files_are_where_systemd_and_the_unit_look_for_them(place):
+def test_the_files_are_where_the_unit_names_them(place):
+    """The command, its configuration, and the manual."""
     unit = (place / "etc/systemd/system/geneve-ebpf.service").read_text()
 
     command, config = re.findall(r"^ExecStart=(\S+) .* (\S+)$", unit, re.MULTILINE)[0]
     assert os.access(f"{place}{command}", os.X_OK)
     assert Path(f"{place}{config}").is_file()
+    (manual,) = re.findall(r"^Documentation=man:(\S+)\(1\)$", unit, re.MULTILINE)
+    assert (place / f"usr/local/share/man/man1/{manual}.1").is_file()
 
 
 def test_a_node_runs_on_it(place):
