@@ -145,9 +145,12 @@ def tap_of(node: Node, place: dict[str, Any]) -> Tap:
 
 
 def configure(netns: Path, guest: dict[str, Any]) -> None:
-    """What a machine is told by DHCP: its address, and a gateway that is on the link."""
+    """What a machine is told by DHCP: its address, and a gateway that is on the link; whose MAC it
+    knows, as one does that is restored."""
     gateway = guest["gateway"]
     run("ip", "address", "add", f"{guest['address']}/32", "dev", CARD, netns=netns)
     words = ("route", "add", gateway, "dev", CARD, "scope", "link")
     run("ip", *words, netns=netns)
     run("ip", "route", "add", "default", "via", gateway, "dev", CARD, netns=netns)
+    words = ("neigh", "replace", gateway, "lladdr", guest["gateway_mac"], "dev", CARD)
+    run("ip", *words, "nud", "permanent", netns=netns)

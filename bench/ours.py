@@ -94,10 +94,16 @@ def run_root() -> Iterator[Path]:
 
 
 def settings_of(
-    node: Node, name: str, root: Path, slots: int, kind: SlotKind = SlotKind.NAMESPACE
+    node: Node,
+    name: str,
+    root: Path,
+    slots: int,
+    kind: SlotKind = SlotKind.NAMESPACE,
+    taps: int = 0,
 ) -> NodeSettings:
-    """A node's settings, with slots of one kind; nothing of it lies outside `root`."""
-    counts = {one: slots if one is kind else 0 for one in SlotKind}
+    """A node's settings, with slots of one kind and `taps` more of either kind of tap; nothing of
+    it lies outside `root`."""
+    counts = dict.fromkeys(SlotKind, taps) | {SlotKind.NAMESPACE: 0, kind: slots}
     return NodeSettings(
         name=name,
         vtep=node.address,
@@ -120,9 +126,10 @@ def agent(
     slots: int,
     placement: Placement | None = None,
     kind: SlotKind = SlotKind.NAMESPACE,
+    taps: int = 0,
 ) -> Iterator[Agent]:
     """An agent that serves, with all its slots ready."""
-    settings = settings_of(node, name, root, slots, kind)
+    settings = settings_of(node, name, root, slots, kind, taps)
     config = root / f"{name}.toml"
     config.write_text(as_toml(settings, placement or Placement()))
     log = root / f"{name}.log"

@@ -61,6 +61,17 @@ def test_a_ping_has_a_right_checksum():
     assert total == 0xFFFF
 
 
+def test_a_node_may_have_taps_beside_its_slots(tmp_path):
+    """As many of either kind; else none but of the kind that was asked for."""
+    node = Node(Path("/run/netns/gnvb0"), IPv4Address("192.0.2.1"))
+
+    both = ours.settings_of(node, "left", tmp_path, 5, taps=2)
+    one = ours.settings_of(node, "left", tmp_path, 5, SlotKind.HOST_TAP)
+
+    assert list(both.targets.values()) == [5, 2, 2]
+    assert list(one.targets.values()) == [0, 0, 5]
+
+
 def test_a_missing_command_is_named_with_its_package():
     """One line that says what to install."""
     with pytest.raises(BenchError, match="apt-get install a-package"):
