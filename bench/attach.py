@@ -89,7 +89,7 @@ def agent_attach(node: Agent, cpu: int, samples: int, **more: bool) -> list[floa
     node.wait_for_slots()
     taken: list[float] = []
     paths = [f"/v1/sandboxes/agent-{next(_names)}" for _ in range(samples)]
-    ask = node.client.request
+    ask = node.caller(cpu).request
     done = 0
     try:
         gc.collect()

@@ -46,6 +46,13 @@ class Agent:
     process: subprocess.Popen[bytes]
     client: AgentClient
     log: Path
+    callers: dict[int, AgentClient] = field(default_factory=dict)
+
+    def caller(self, cpu: int) -> AgentClient:
+        """A connection of whoever calls from that CPU: a client learns how soon it is answered."""
+        if cpu not in self.callers:
+            self.callers[cpu] = AgentClient(self.client.path)
+        return self.callers[cpu]
 
     def get(self, path: str) -> dict[str, Any]:
         """The answer's body. Raises GeneveError."""
@@ -144,6 +151,8 @@ def agent(
                 raise BenchError(f"{error}; its log ends: {running.last_words()}") from None
             yield running
         finally:
+            for caller in running.callers.values():
+                caller.close()
             stop(running)
 
 

@@ -16,6 +16,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
+from time import perf_counter_ns
 from typing import Any, BinaryIO
 
 from geneve_ebpf.errors import Code, GeneveError
@@ -26,9 +27,15 @@ HOST_VARIABLE = "GENEVE_EBPF_HOST"
 _CHUNK = 1 << 16
 _PASSED_MAX = 8  # descriptors with an answer; the agent passes one
 _HEAD_MAX = 1 << 14  # bytes of an answer's head; the agent's own is about 100
+# Nanoseconds that an answer is looked for before this thread sleeps: being woken costs
+# about as much as an attach, which takes half of that. And of how many answers in a row
+# that came later, at the most, the next ones are slept for at once: see `_first_bytes`.
+_LOOK, _SLEEP_MOST = 100_000, 255
 _TRACEPARENT = re.compile(r"[0-9a-f-]{55}")
 # json.dumps makes an encoder anew whenever its separators are not the usual ones.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+
+Receive = Callable[[socket.socket, int], bytes]  # a connection, flags: a piece of an answer
 
 
 class AgentClient:
@@ -45,6 +52,7 @@ class AgentClient:
         parent = os.environ.get("TRACEPARENT", "")
         self._lines = f"traceparent: {parent}\r\n" if _TRACEPARENT.fullmatch(parent) else ""
         self._socket: socket.socket | None = None
+        self._sleeps = self._sleep_next = 0  # answers to sleep for, from now on and after a miss
 
     @classmethod
     def from_host(cls, host: str, timeout: float = 30) -> AgentClient:
@@ -120,7 +128,7 @@ class AgentClient:
         path: str,
         body: Any,
         headers: dict[str, str] | None,
-        receive: Callable[[socket.socket], bytes],
+        receive: Receive,
     ) -> tuple[int, dict[str, Any]]:
         """receive: reads the first piece of the answer."""
         content = b"" if body is None else _encode(body).encode()
@@ -129,11 +137,10 @@ class AgentClient:
             f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
             f"{self._lines}{_header_lines(headers) if headers else ''}\r\n"
         ).encode() + content
-        connection = self._connected()
+        connection = self._sent(message)
         try:
-            # MSG_NOSIGNAL: an agent that went away is an error to report, not a SIGPIPE.
-            connection.sendall(message, socket.MSG_NOSIGNAL)
-            status, answer, reusable = _read_answer(connection, receive)
+            first = self._first_bytes(connection, receive)
+            status, answer, reusable = _read_answer(connection, first)
         except (OSError, ValueError) as error:
             self.close()
             raise self._failure(error) from None
@@ -185,22 +192,49 @@ class AgentClient:
             hint="look at its log; whether the request was carried out is not known",
         )
 
-    def _connected(self) -> socket.socket:
-        """The kept connection if the agent still holds its end, else a new one.
-
-        Looking costs a microsecond. It matters after a restart of the agent:
-        a request must not be sent twice, so it has to be sent to somebody.
-        """
-        if self._socket is not None:
+    def _sent(self, message: bytes) -> socket.socket:
+        """Send it to the agent that the kept connection leads to, or else to a new one."""
+        kept = self._socket
+        if kept is not None:
             try:
-                self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                # MSG_NOSIGNAL: an agent that went away is an error to report, not a SIGPIPE.
+                kept.sendall(message, socket.MSG_NOSIGNAL)
+                return kept
+            except ConnectionError:
+                # It has closed its end, before a restart perhaps. The message did not go out
+                # whole, so nobody has carried it out: it may be sent again.
+                self.close()
+            except OSError as error:
+                self.close()
+                raise self._failure(error) from None
+        connection = self._socket = self._connect()
+        try:
+            connection.sendall(message, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            self.close()
+            raise self._failure(error) from None
+        return connection
+
+    def _first_bytes(self, connection: socket.socket, receive: Receive) -> bytes:
+        """The beginning of the answer. Raises OSError.
+
+        It is looked for before this thread sleeps. Where that is in vain, because the agent
+        has no other CPU than ours for instance, it is soon hardly ever done any more.
+        """
+        if self._sleeps:
+            self._sleeps -= 1
+            return receive(connection, 0)
+        end = perf_counter_ns() + _LOOK
+        while True:
+            try:
+                received = receive(connection, socket.MSG_DONTWAIT)
+                self._sleep_next //= 2
+                return received
             except BlockingIOError:
-                return self._socket
-            except OSError:
-                pass
-            self.close()  # closed by the agent, or holding bytes nobody asked for
-        self._socket = self._connect()
-        return self._socket
+                if perf_counter_ns() > end:
+                    break
+        self._sleeps = self._sleep_next = min(2 * self._sleep_next + 1, _SLEEP_MOST)
+        return receive(connection, 0)
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -261,14 +295,14 @@ def error_from_json(answer: dict[str, Any], status: int = 500) -> GeneveError:
     return GeneveError.from_json(error)
 
 
-def _receive(connection: socket.socket) -> bytes:
-    return connection.recv(_CHUNK)
+def _receive(connection: socket.socket, flags: int) -> bytes:
+    return connection.recv(_CHUNK, flags)
 
 
-def _receive_passing(connection: socket.socket, passed: list[int]) -> bytes:
+def _receive_passing(connection: socket.socket, flags: int, passed: list[int]) -> bytes:
     """As `_receive`, with the descriptors that come along: they are with the first byte."""
     data, ancillary, _, _ = connection.recvmsg(
-        _CHUNK, socket.CMSG_SPACE(4 * _PASSED_MAX), socket.MSG_CMSG_CLOEXEC
+        _CHUNK, socket.CMSG_SPACE(4 * _PASSED_MAX), flags | socket.MSG_CMSG_CLOEXEC
     )
     for level, kind, rights in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -276,11 +310,22 @@ def _receive_passing(connection: socket.socket, passed: list[int]) -> bytes:
     return data
 
 
+def _field(head: bytes, start: bytes) -> bytes:
+    """The value of the line of a head that starts so, in small letters; b"" if it has none."""
+    at = head.find(start)
+    if at < 0:
+        return b""
+    at += len(start)
+    return head[at : head.index(b"\r\n", at)].strip()
+
+
 def _read_answer(
-    connection: socket.socket, receive: Callable[[socket.socket], bytes]
+    connection: socket.socket, received: bytes
 ) -> tuple[int, dict[str, Any], bool]:
-    """Status, body, and whether the connection may be used again. Raises ValueError, OSError."""
-    received = receive(connection)
+    """Status, body, and whether the connection may be used again. Raises ValueError, OSError.
+
+    received: the first bytes of it.
+    """
     while (end := received.find(b"\r\n\r\n")) < 0:
         if len(received) > _HEAD_MAX:
             raise ValueError("its answer has no end of head")
@@ -288,22 +333,14 @@ def _read_answer(
         if not more or not received:
             raise ConnectionResetError(0, "no whole answer came")
         received += more
-    lines = received[:end].decode("latin-1").split("\r\n")
-    version, _, rest = lines[0].partition(" ")
-    if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-        raise ValueError(f"it said {lines[0][:40]!r}")
-    status = int(rest[:3])
-    length = 0
-    reusable = version == "HTTP/1.1"
-    for line in lines[1:]:
-        name, _, value = line.partition(":")
-        name = name.lower()
-        if name == "content-length":
-            length = int(value)
-        elif name == "connection" and value.strip().lower() == "close":
-            reusable = False
-        elif name == "transfer-encoding":
-            raise ValueError("its answer comes in chunks")
+    if not received.startswith(b"HTTP/1.") or not received[9:12].isdigit():
+        raise ValueError(f"it said {received[:40].decode('latin-1')!r}")
+    status = int(received[9:12])
+    head = received[: end + 2].lower()
+    length = int(_field(head, b"\r\ncontent-length:") or 0)
+    reusable = head.startswith(b"http/1.1") and _field(head, b"\r\nconnection:") != b"close"
+    if b"\r\ntransfer-encoding:" in head:
+        raise ValueError("its answer comes in chunks")
     parts = [received[end + 4 :]]
     missing = length - len(parts[0])
     while missing > 0:

@@ -18,10 +18,17 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NAME_LETTERS "abcdefghijklmnopqrstuvwxyz0123456789._-"
 #define ADDRESS_LETTERS "0123456789abcdefABCDEF:."
+
+/* Nanoseconds that an answer is looked for before the caller sleeps: being woken costs
+ * about as much as an attach. And of how many answers in a row that came later, at the
+ * most, the next ones are slept for at once.
+ */
+enum { LOOK = 100000, SLEEP_MOST = 255 };
 
 /* A piece of the buffer. */
 struct span {
@@ -334,14 +341,17 @@ static void drop_passed(struct gnv_client *client)
 	client->passed = -1;
 }
 
-/* Read on, behind what `buffer` has. */
-static int receive(struct gnv_client *client)
+/* Up to all that fits of an answer, and a descriptor that comes with it. */
+static ssize_t receive_some(struct gnv_client *client, int flags)
 {
 	union {
 		struct cmsghdr align;
 		char room[CMSG_SPACE(sizeof(int))]; /* more than one does not fit, and is closed */
 	} control;
-	struct iovec piece;
+	struct iovec piece = {
+		.iov_base = client->buffer + client->used,
+		.iov_len = sizeof(client->buffer) - 1 - client->used,
+	};
 	struct msghdr message = {
 		.msg_iov = &piece,
 		.msg_iovlen = 1,
@@ -350,20 +360,64 @@ static int receive(struct gnv_client *client)
 	};
 	ssize_t some;
 
+	do {
+		some = recvmsg(client->fd, &message, flags | MSG_CMSG_CLOEXEC);
+	} while (some < 0 && errno == EINTR);
+	if (some > 0)
+		take_passed(client, &message);
+	return some;
+}
+
+static long long now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+/* As `receive_some`, for the beginning of an answer: look for it before sleeping. Where
+ * that is in vain, because the agent has no other CPU than ours for instance, it is
+ * soon hardly ever done any more.
+ */
+static ssize_t receive_first(struct gnv_client *client)
+{
+	long long end;
+	ssize_t some;
+
+	if (client->sleeps) {
+		client->sleeps--;
+		return receive_some(client, 0);
+	}
+	end = now() + LOOK;
+	do {
+		some = receive_some(client, MSG_DONTWAIT);
+		if (some >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) {
+			client->sleep_next /= 2;
+			return some;
+		}
+	} while (now() < end);
+	client->sleep_next = 2 * client->sleep_next + 1;
+	if (client->sleep_next > SLEEP_MOST)
+		client->sleep_next = SLEEP_MOST;
+	client->sleeps = client->sleep_next;
+	return receive_some(client, 0);
+}
+
+/* Read on, behind what `buffer` has. */
+static int receive(struct gnv_client *client)
+{
+	ssize_t some;
+
 	if (client->used == sizeof(client->buffer) - 1)
 		return broken(client, "its answer is larger than this client takes");
-	piece.iov_base = client->buffer + client->used;
-	piece.iov_len = sizeof(client->buffer) - 1 - client->used;
-	do {
-		some = recvmsg(client->fd, &message, MSG_CMSG_CLOEXEC);
-	} while (some < 0 && errno == EINTR);
+	some = client->used ? receive_some(client, 0) : receive_first(client);
 	if (some < 0)
 		return broken(client, errno == EAGAIN || errno == EWOULDBLOCK ?
 					      "it did not answer in time" :
 					      strerror(errno));
 	if (!some)
 		return broken(client, "it closed the connection before its answer was whole");
-	take_passed(client, &message);
 	client->used += (size_t)some;
 	client->buffer[client->used] = 0;
 	return GNV_OK;

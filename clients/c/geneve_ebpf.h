@@ -98,6 +98,7 @@ struct gnv_client {
 	char path[108]; /* of the socket */
 	char message[256];
 	char hint[256];
+	int sleeps, sleep_next; /* answers to sleep for, from now on and after a miss */
 	size_t used; /* bytes in `buffer` */
 	char buffer[8192]; /* a request, then its answer */
 };

@@ -60,6 +60,39 @@ def test_a_connection_the_agent_closed_meanwhile_is_opened_anew(tmp_path):
         assert client.request("POST", "/b", {}) == (200, {"n": 2})
 
 
+class Answering:
+    """A connection whose answers are there at once, or only for who sleeps."""
+
+    def __init__(self, late):
+        self.late = late
+        self.looks = 0
+        self._looked = False
+
+    def receive(self, _, flags):
+        if flags & socket.MSG_DONTWAIT:
+            self.looks += not self._looked
+            self._looked = True
+            if self.late:
+                raise BlockingIOError
+        self._looked = False
+        return b"HTTP"
+
+
+def test_whose_answers_come_late_is_hardly_looked_for_any_more():
+    """Looking costs a CPU's time: in vain for a while, it is done for one answer in 256."""
+    client, late = AgentClient("/nowhere"), Answering(late=True)
+    for _ in range(3000):
+        assert client._first_bytes(late, late.receive) == b"HTTP"
+    tried = late.looks
+
+    in_time = Answering(late=False)
+    for _ in range(3000):
+        client._first_bytes(in_time, in_time.receive)
+
+    assert 8 <= tried <= 8 + 3000 // 256 + 1
+    assert in_time.looks > 2000
+
+
 def test_connection_close_is_heeded(tmp_path):
     """An agent that is about to close is not asked again on that connection."""
     script = ([answer("200 OK", {}, "Connection: close")], [answer("200 OK", {"n": 2})])
