@@ -7,7 +7,8 @@ import asyncio
 
 BATCH = 32  # slots that the slot process makes, or destroys, together
 # While attaches come in: so many together, a few milliseconds of the kernel's time, and
-# not within QUIET of the last attach, but no order is put off for longer than PUT_OFF.
+# not within QUIET of the last attach, but in a row of attaches no order is put off for longer
+# than PUT_OFF.
 BATCH_SMALL = 4
 QUIET, PUT_OFF = 0.003, 0.05  # seconds
 CALM = 1.0  # seconds without an attach or detach, after which none is expected
@@ -20,12 +21,15 @@ class Portions:
         """rate: slots a second while attaches come in."""
         self._rate = rate
         self._last_use = float("-inf")
-        self._last_order = self._allowed_at = 0.0
+        self._row_began = self._last_order = self._allowed_at = 0.0
         self._allowance = 0.0  # slots that may be ordered while attaches come in
 
     def used(self) -> None:
         """Somebody attached, detached or reserved just now."""
-        self._last_use = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        if now - self._last_use > QUIET:
+            self._row_began = now
+        self._last_use = now
 
     def ordered(self, slots: int) -> None:
         """So many were ordered just now."""
@@ -44,7 +48,7 @@ class Portions:
         self._allowed_at = now
         self._allowance = min(float(BATCH_SMALL), max(0.0, self._allowance) + earned)
         quiet_in = self._last_use + QUIET - now
-        if quiet_in > 0 and now - self._last_order < PUT_OFF:
+        if quiet_in > 0 and now - max(self._row_began, self._last_order) < PUT_OFF:
             return 0, quiet_in
         if self._allowance < 1:
             return 0, (1 - self._allowance) / self._rate

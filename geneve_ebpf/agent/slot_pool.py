@@ -293,7 +293,8 @@ class SlotPool:
 
     def _look_soon(self, seconds: float) -> None:
         if self._tick is None:
-            self._tick = asyncio.get_running_loop().call_later(seconds, self._look_now)
+            # Below a millisecond, the loop's unit, is now: it would come again and again.
+            self._tick = asyncio.get_running_loop().call_later(max(seconds, 0.001), self._look_now)
 
     def _look_now(self) -> None:
         self._tick = None

@@ -126,6 +126,50 @@ def test_while_attaches_come_in_slots_are_made_by_fours():
     play(100, scene, Filling(refill_rate=100))
 
 
+def test_a_row_of_attaches_is_not_disturbed_until_it_has_lasted():
+    """Making slots takes milliseconds of a CPU: behind the row, or within it from 50 ms on."""
+
+    async def scene(pool, maker):
+        loop = asyncio.get_running_loop()
+        await maker.obey_until(lambda: pool.counts["ready"] == 100)
+        maker.forget()
+        clock = loop.time() + 60
+        loop.time = lambda: clock  # type: ignore[method-assign]
+
+        async def attach(index):
+            nonlocal clock
+            pool.move(pool.place(index), Phase.ATTACHED)
+            for _ in range(4):
+                clock += 0.00025
+                await asyncio.sleep(0)
+            maker.read()
+
+        for index in range(20):
+            await attach(index)
+        in_a_short_row = list(maker.orders)
+        for _ in range(4):
+            clock += 0.001
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        maker.read()
+        behind_it = list(maker.orders)
+        assert in_a_short_row == []
+        assert [op for op, _ in behind_it] == ["make"]
+        maker.obey()
+        while pool.counts["making"]:
+            await asyncio.sleep(0)
+        clock += 0.1
+        maker.forget()
+        for index in range(20, 75):
+            await attach(index)
+            if index < 65:
+                assert maker.orders == []
+
+        assert [op for op, _ in maker.orders] == ["make"]
+
+    play(100, scene)
+
+
 def test_who_asks_something_of_a_slot_that_goes_is_told():
     """The next one of its index is not left to wait for an order that nobody gave."""
 
