@@ -39,7 +39,9 @@ VPC, VNI = "bench", 4097
 OURS = 64  # attaches of ours in a round; so many slots are made for each
 BATCH = 64  # attaches in one request of attach.batch64
 BATCHES = 4  # such requests in a round
-POOL = BATCH * (BATCHES + 1) + 8  # the agent's slots
+# The agent's slots: after a round's most attaches more than the low watermark, a quarter, is
+# left, so that making new ones waits for the end of it.
+POOL = BATCH * (BATCHES + 1) * 4 // 3 + 8
 CLIENT = HERE.parent / "clients" / "c" / "geneve_ebpf.c"
 _names = count()
 _hosts = count(256)  # addresses of the library's sandboxes, none used twice

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from geneve_ebpf.agent.answers import ipv4_text
 from geneve_ebpf.agent.log import Log, quoted
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.model import Attachment, Endpoint
+from geneve_ebpf.model import Attachment, Endpoint, ipv4_text
 
 KEPT = 10_000  # events; about 500 bytes each
 
@@ -116,6 +115,21 @@ class Events:
         event = (number, self._now(), kind, trace, uid, pid, content)
         self._kept.append(event)
         self._log.change(kind, event)
+        if self._news is not None:
+            self._news.set()
+
+    def add_many(
+        self, kind: str, contents: Iterable[Content], trace: str, uid: int, pid: int
+    ) -> None:
+        """As `add`, of many that happened together."""
+        now = self._now()
+        events = [
+            (number, now, kind, trace, uid, pid, content)
+            for number, content in enumerate(contents, self._next)
+        ]
+        self._next += len(events)
+        self._kept.extend(events)
+        self._log.changes(kind, events)
         if self._news is not None:
             self._news.set()
 

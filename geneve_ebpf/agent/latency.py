@@ -57,13 +57,15 @@ class Recorder:
             os.close(descriptor)
         self._words = memoryview(self._map)[len(MAGIC) :].cast("Q")
 
-    def record(self, wait: int, validate: int, write: int, total: int, *, ok: bool) -> None:
-        """Add one attach; all in nanoseconds."""
+    def record(
+        self, wait: int, validate: int, write: int, total: int, *, ok: bool, count: int = 1
+    ) -> None:
+        """Add an attach, or several that took the same; all in nanoseconds."""
         words = self._words
         base = 0 if ok else WIDTH
         for duration in (wait, validate, write, total):
-            words[base + bisect_left(BOUNDS, duration)] += 1
-            words[base + WIDTH - 1] += duration
+            words[base + bisect_left(BOUNDS, duration)] += count
+            words[base + WIDTH - 1] += duration * count
             base += WIDTH * len(RESULTS)
 
     def close(self) -> None:

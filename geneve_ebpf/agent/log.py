@@ -65,6 +65,15 @@ class Log:
         if self._later is None:
             self.flush()
 
+    def changes(self, event: str, plains: list[tuple[Any, ...]]) -> None:
+        """As `change`, many of them at once."""
+        if not self._waiting and self._later is not None:
+            self._later(self.flush)
+        now = time.time()
+        self._waiting.extend([(now, event, plain, {}) for plain in plains])
+        if self._later is None:
+            self.flush()
+
     def flush(self) -> None:
         """Write the records that `change` has kept."""
         if self._waiting:

@@ -63,7 +63,14 @@ class BatchDetach(Body):
 
 
 class Batch(Body):
-    """POST /v1/sandboxes:batch. Items are decoded one by one: each stands on its own."""
+    """POST /v1/sandboxes:batch, if all of its items are such."""
+
+    attach: list[BatchAttach] = []
+    detach: list[BatchDetach] = []
+
+
+class RawBatch(Body):
+    """The same, if some are not. Items are decoded one by one: each stands on its own."""
 
     attach: list[msgspec.Raw] = []
     detach: list[msgspec.Raw] = []
@@ -154,6 +161,15 @@ class Decoder:
             ) from None
 
 
+def batch_of(body: bytes) -> Batch | RawBatch:
+    """A batch, decoded as far as its items are right. Raises BAD_REQUEST."""
+    try:
+        return _decode_batch(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raw: RawBatch = RAW_BATCH(body)
+        return raw
+
+
 def refusal(text: str, where: str = "") -> GeneveError:
     """A BAD_REQUEST from what msgspec says about a body."""
     message, _, place = text.partition(" - at `$")
@@ -175,10 +191,11 @@ def refusal(text: str, where: str = "") -> GeneveError:
     )
 
 
+_decode_batch = msgspec.json.Decoder(Batch).decode
 NOTHING = Decoder(Nothing)
 ATTACH = Decoder(Attach)
 RESERVE = Decoder(Reserve)
-BATCH = Decoder(Batch)
+RAW_BATCH = Decoder(RawBatch)
 BATCH_ATTACH = Decoder(BatchAttach)
 BATCH_DETACH = Decoder(BatchDetach)
 VPC_SETTINGS = Decoder(VpcSettings)

@@ -9,9 +9,10 @@ holds an index of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
+from itertools import islice
+from typing import NamedTuple
 
 from geneve_ebpf.agent.activity import Activity
 from geneve_ebpf.agent.admission import Admission
@@ -27,6 +28,7 @@ from geneve_ebpf.control.rest_log import Rest, RestLog
 from geneve_ebpf.dataplane import Counters, DataPlane, Probe, Prober, not_probed
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import (
+    NAME,
     AddressMode,
     Attachment,
     Endpoint,
@@ -43,8 +45,7 @@ from geneve_ebpf.model import (
 GENERATIONS = 1 << 20  # for each second of the clock: below 2^53, as JSON's readers need, till 2242
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """Where an attach's time went, in nanoseconds.
 
     wait: from reading the request to starting on it; validate: checks and the
@@ -219,6 +220,69 @@ class Node:
         )
         self._recorder.record(timing.wait, timing.validate, timing.write, timing.total, ok=True)
         return attachment, timing
+
+    def attach_row(
+        self, names: Sequence[str], vpc_name: str, kind: SlotKind | None
+    ) -> tuple[list[Attachment], list[Place], Timing]:
+        """Attach the first of these sandboxes together, which costs each far less than alone.
+
+        As `attach` does with nothing but a VPC and a kind of slot. It stops before the first
+        one that anything stands in the way of, which may be the very first: `attach` says
+        what that is. With their slots; the timing is each one's share.
+        """
+        began = time.perf_counter_ns()
+        vpc = self.desired.state.vpcs.get(vpc_name)
+        if (
+            vpc is None
+            or self.intake.refuses is not None
+            or vpc_name in self.desired.closing
+            or self._admission.waiting
+        ):
+            return [], [], Timing(0, 0, 0, 0)
+        fresh: dict[str, None] = {}
+        for name in names:
+            if name in self._attachments or name in fresh or not NAME.fullmatch(name):
+                break
+            fresh[name] = None
+        places = self.pool.take_ready(kind, len(fresh))
+        book = self.desired.book(vpc.vni)
+        addresses = book.take_some(islice(fresh, len(places)))
+        self.pool.put_back(places[len(addresses) :])
+        wanted = [
+            (place.index, name, Endpoint(vpc.vni, address, _mac_of(address, address6), address6))
+            for place, name, (address, address6) in zip(places, fresh, addresses, strict=False)
+        ]
+        checked = time.perf_counter_ns()
+        try:
+            attachments = self.dataplane.attach_many(wanted) if wanted else []
+        except BaseException as error:
+            self.pool.put_back(places[: len(wanted)])
+            for _, _, endpoint in wanted:
+                for one in endpoint.addresses:
+                    book.give_back(one)
+            if isinstance(error, GeneveError):
+                return [], [], Timing(0, 0, 0, 0)
+            raise
+        written = time.perf_counter_ns()
+        count = len(attachments)
+        if not count:
+            return [], [], Timing(0, 0, 0, 0)
+        self._attachments.update(zip(fresh, attachments, strict=False))
+        if self.lost:
+            for name in islice(fresh, count):
+                self._seen_to(name)
+        if self._attached_log.attached(*attachments):
+            self._later(self._write_attached)
+        del places[count:]
+        self.pool.attached(kind, places)
+        timing = Timing(
+            0,
+            (checked - began) // count,
+            (written - checked) // count,
+            (time.perf_counter_ns() - began) // count,
+        )
+        self._recorder.record(0, timing.validate, timing.write, timing.total, ok=True, count=count)
+        return attachments, places, timing
 
     async def settle(self, name: str, detach: Callable[[str, int], object]) -> None:
         """Return when a sandbox has its own addresses on eth0, if it is to have them.

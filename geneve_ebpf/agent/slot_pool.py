@@ -16,7 +16,7 @@ import asyncio
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
@@ -204,9 +204,44 @@ class SlotPool:
             details={"retry_after_s": self.refill.seconds_for(1)},
         )
 
+    def take_ready(self, kind: SlotKind | None, most: int) -> list[Place]:
+        """Ready slots of the lowest indexes: each is to be moved on or put back, at once.
+
+        kind: as for `lowest_ready`, but nothing is raised: there may be fewer, or none.
+        """
+        kind = self.kind_or_default(kind)
+        heap = self._ready[kind]
+        taken: list[Place] = []
+        while heap and len(taken) < most:
+            place = self._places.get(heappop(heap))
+            if place is None or place.phase is not Phase.READY or place.kind is not kind:
+                continue
+            if not taken or place is not taken[-1]:  # an index may be there twice
+                taken.append(place)
+        return taken
+
+    def put_back(self, places: Iterable[Place]) -> None:
+        """They were taken by `take_ready`, and are ready still."""
+        for place in places:
+            heappush(self._ready[place.kind], place.index)
+
     def move(self, place: Place, phase: Phase) -> None:
         """The slot's sandbox came, or it was reserved; the maps have it already."""
         self._turn(place, phase)
+        self._used()
+
+    def attached(self, kind: SlotKind | None, places: Iterable[Place]) -> None:
+        """Sandboxes came to these, which were taken by `take_ready` of that kind."""
+        count = 0
+        for place in places:
+            place.phase = Phase.ATTACHED
+            count += 1
+        self._counts[Phase.READY] -= count
+        self._counts[Phase.ATTACHED] += count
+        self._ready_of[self.kind_or_default(kind)] -= count
+        self._used()
+
+    def _used(self) -> None:
         self._portions.used()
         self._look_soon(QUIET)
 

@@ -84,6 +84,27 @@ class AddressBook:
             raise _none_free()
         return address, address6
 
+    def take_some(
+        self, sandboxes: Iterable[str]
+    ) -> list[tuple[IPv4Address | None, IPv6Address | None]]:
+        """`choose` and `take` for one after another, until there is none for the next."""
+        if not self.v6.offers:
+            return [(address, None) for address in self.v4.take_some(sandboxes)]
+        if not self.v4.offers:
+            return [(None, address) for address in self.v6.take_some(sandboxes)]
+        taken: list[tuple[IPv4Address | None, IPv6Address | None]] = []
+        for sandbox in sandboxes:
+            try:
+                address, address6 = self.choose(sandbox)
+            except GeneveError:
+                break
+            if address is not None:
+                self.v4.take(sandbox, int(address))
+            if address6 is not None:
+                self.v6.take(sandbox, int(address6))
+            taken.append((address, address6))
+        return taken
+
     def check(self, sandbox: str, address: Address) -> None:
         """Raise unless the sandbox may have this address now.
 
@@ -169,6 +190,7 @@ class Addresses(Generic[A]):
         # Where to look for free addresses: (first, last), sorted; None when not known.
         self._ranges: list[tuple[int, int]] | None = None
         self._cursor = 0
+        self._clear_to = -1  # from the cursor up to here prefixes and routes forbid nothing
         self._freed: list[int] = []  # heap
         self._resting: dict[int, tuple[str, float]] = {}  # address -> (sandbox, until)
         self._resting_of: dict[str, int] = {}  # sandbox -> address
@@ -309,6 +331,32 @@ class Addresses(Generic[A]):
             return self._make(self._cursor)
         raise _none_free()
 
+    def take_some(self, sandboxes: Iterable[str]) -> list[A]:
+        """See `AddressBook.take_some`."""
+        self._expire()
+        in_use, reserved, resting = self.in_use, self._reserved, self._resting
+        taken: list[A] = []
+        for sandbox in sandboxes:
+            number = self._cursor
+            if (
+                number > self._clear_to
+                or self._freed
+                or sandbox in self._resting_of
+                or number in in_use
+                or number in reserved
+                or number in resting
+            ):
+                try:
+                    number = int(self.choose(sandbox))
+                except GeneveError:
+                    break
+                self.take(sandbox, number)
+            else:
+                in_use[number] = sandbox
+                self._cursor = number + 1
+            taken.append(self._make(number))
+        return taken
+
     @property
     def position(self) -> int:
         """Where the cursor is: it only moves up until prefixes or routes change."""
@@ -320,6 +368,16 @@ class Addresses(Generic[A]):
         False if there is none, or not within these steps. Work done here ahead
         of an attach need not be done by it.
         """
+        if self._cursor <= self._clear_to:
+            for candidate in range(self._cursor, self._clear_to + 1):
+                if steps is not None:
+                    if not steps:
+                        return False
+                    steps -= 1
+                self._cursor = candidate
+                if self._is_free(candidate, ""):
+                    return True
+            self._cursor = self._clear_to + 1
         ranges = self._ranges if self._ranges is not None else self._find_ranges()
         position = max(0, bisect_right(ranges, (self._cursor, self._all_ones)) - 1)
         for first, last in ranges[position:]:
@@ -334,6 +392,7 @@ class Addresses(Generic[A]):
                 if after is not None:
                     candidate = after
                     continue
+                self._clear_to = self._ours_to(candidate, last)
                 if self._is_free(candidate, ""):
                     return True
                 candidate += 1
@@ -343,6 +402,7 @@ class Addresses(Generic[A]):
     # Inside
 
     def _note(self, route: Route) -> None:
+        self._clear_to = -1
         row = self._routes.setdefault(route.prefix.prefixlen, {})
         row[int(route.prefix.network_address)] = route.kind
         if route.kind is RouteKind.LOCAL:
@@ -350,7 +410,7 @@ class Addresses(Generic[A]):
 
     def _look_again(self) -> None:
         self._ranges = None
-        self._cursor = 0
+        self._cursor, self._clear_to = 0, -1
         self._freed.clear()
 
     def _find_ranges(self) -> list[tuple[int, int]]:
@@ -402,6 +462,16 @@ class Addresses(Generic[A]):
         if following < len(self._starts):
             return min(last + 1, self._starts[following])
         return last + 1
+
+    def _ours_to(self, number: int, last: int) -> int:
+        """How far up to `last` the addresses may be chosen here, from one on that may."""
+        kind, first, end = self._match(number)
+        if kind is RouteKind.LOCAL and end in _ends(first, end, self._bits):
+            end -= 1
+        following = bisect_right(self._starts, number)
+        if following < len(self._starts):
+            end = min(end, self._starts[following] - 1)
+        return min(end, last)
 
     def _is_free(self, number: int, sandbox: str) -> bool:
         if number in self.in_use or number in self._reserved:

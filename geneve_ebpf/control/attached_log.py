@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from geneve_ebpf.model import Attachment
+from geneve_ebpf.model import Attachment, ipv4_text
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # So many lines are appended before the file is written anew without the past.
@@ -80,13 +80,13 @@ class AttachedLog:
                     lost.pop(sandbox, None)
         return Record(boot == self._boot, list(attached.values()), list(lost.values()))
 
-    def attached(self, one: Attachment) -> bool:
-        """Note an attach, to be written by `flush`. True if that has to be arranged for."""
-        return self._note(one)
+    def attached(self, *some: Attachment) -> bool:
+        """Note attaches, to be written by `flush`. True if that has to be arranged for."""
+        return self._note(some)
 
     def detached(self, sandbox: str) -> bool:
         """Note a detach, or that somebody who was lost is seen to; as `attached`."""
-        return self._note(sandbox)
+        return self._note((sandbox,))
 
     def flush(self) -> None:
         """Write what was noted. A full disk costs a report after a reboot, nothing else."""
@@ -144,15 +144,19 @@ class AttachedLog:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _note(self, one: Attachment | str) -> bool:
-        self._unwritten.append(one)
-        self._lines += 1
-        return len(self._unwritten) == 1
+    def _note(self, some: tuple[Attachment | str, ...]) -> bool:
+        first = not self._unwritten
+        self._unwritten += some
+        self._lines += len(some)
+        return first
 
 
 def _known(one: Attachment) -> Lost:
-    addresses = tuple(map(str, one.endpoint.addresses))
-    return Lost(one.sandbox, one.endpoint.vni, addresses, one.slot, one.generation)
+    vni, address, _, address6 = one.endpoint
+    texts = () if address is None else (ipv4_text(address),)
+    if address6 is not None:
+        texts = (*texts, str(address6))
+    return Lost(one.sandbox, vni, texts, one.slot, one.generation)
 
 
 def _line(sign: str, one: Lost) -> str:

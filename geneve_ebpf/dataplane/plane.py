@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -89,6 +89,9 @@ class DataPlane(Routes):
         self._endpoints: Table[EndpointKey, EndpointValue] = Table(
             pins.map("endpoints"), EndpointKey, EndpointValue
         )
+        # Keys of `endpoints`, for who inserts many: the kernel has no such call that refuses
+        # what is there already. None: not read yet.
+        self._held: set[bytes] | None = None
         self._drops: Table[Key32, TrafficRow] = Table(pins.map("drop_counts"), Key32, TrafficRow)
         self._events: Table[Key32, TrafficRow] = Table(pins.map("event_counts"), Key32, TrafficRow)
         self._counters: Table[Key32, SlotCounters] = Table(
@@ -173,43 +176,103 @@ class DataPlane(Routes):
         addresses on its interface, or asks for them by DHCP.
         """
         if self._state_of(slot) not in (_READY, _RESERVED):
-            raise GeneveError(
-                Code.SLOT_TAKEN,
-                f"slot-{slot} is not ready",
-                hint="geneve-ebpf slot list",
-                field="slot",
-            )
+            raise _not_ready(slot)
         word = slot * self._words_per_row
         generation = self._state_words[0] + 1
         vni, address, address6 = endpoint.vni, endpoint.address, endpoint.address6
         value = _ENDPOINT.pack(generation, slot, self._halves[word * 2 + _IFINDEX_WORD])
         # First the half that is looked up by address: without the binding's
         # generation it leads nowhere, so a crash in between attaches nobody.
-        ipv4 = _NO_IPV4
+        held = self._held
         if address is not None:
-            ipv4 = address.packed
-            if not self._endpoints.insert_packed(_ENDPOINT_KEY.pack(vni, MAPPED, ipv4), value):
+            key = _ENDPOINT_KEY.pack(vni, MAPPED, address.packed)
+            if not self._endpoints.insert_packed(key, value):
                 raise _in_use(vni, address)
-        memory, row, ipv6 = self._bindings.memory, word * 8, _NO_IPV6
+            if held is not None:
+                held.add(key)
         if address6 is not None:
-            ipv6 = address6.packed
+            key = _ENDPOINT_KEY6.pack(vni, address6.packed)
             try:
-                if not self._endpoints.insert_packed(_ENDPOINT_KEY6.pack(vni, ipv6), value):
+                if not self._endpoints.insert_packed(key, value):
                     raise _in_use(vni, address6)
             except BaseException:
                 if address is not None:
-                    self._endpoints.remove(EndpointKey(vni, Address.of(address)))
+                    self._remove_endpoint(vni, address)
                 raise
-        # Also where it has none: an attach that was cut short may have left one.
-        memory[row + _ADDRESS6_AT : row + _ADDRESS6_AT + 16] = ipv6
+            if held is not None:
+                held.add(key)
         self._state_words[0] = generation
-        now = time.time_ns()
-        native = mode is AddressMode.NATIVE
-        _TENANT.pack_into(memory, row + _TENANT_AT, vni, ipv4, endpoint.mac.octets, native)
-        _OCCUPANT.pack_into(memory, row + _OCCUPANT_AT, now, sandbox.encode())
-        self._halves[word * 2 + _STATE_WORD] = _TAKEN
-        self._words[word] = generation
-        return Attachment(sandbox, slot, endpoint, generation, now / 1e9, mode)
+        return self._bind(((slot, sandbox, endpoint),), generation, mode)[0]
+
+    def attach_many(self, wanted: Sequence[tuple[int, str, Endpoint]]) -> list[Attachment]:
+        """As `attach` in clone mode, of many slots; one system call for all of their addresses.
+
+        wanted: slot, sandbox and endpoint. All of them, or, on an error, none.
+        """
+        held = self._held
+        if held is None:
+            held = self._held = {bytes(key) for key, _ in self._endpoints.items()}
+        halves, words_per_row, first = self._halves, self._words_per_row, self._state_words[0] + 1
+        elements: list[tuple[bytes, bytes]] = []
+        owned: list[tuple[int, AnyAddress]] = []
+        slots: set[int] = set()
+        for generation, (slot, _, (vni, address, _, address6)) in enumerate(wanted, first):
+            if slot in slots or self._state_of(slot) not in (_READY, _RESERVED):
+                raise _not_ready(slot)
+            slots.add(slot)
+            ifindex = halves[slot * words_per_row * 2 + _IFINDEX_WORD]
+            value = _ENDPOINT.pack(generation, slot, ifindex)
+            if address is not None:
+                elements.append((_ENDPOINT_KEY.pack(vni, MAPPED, address.packed), value))
+                owned.append((vni, address))
+            if address6 is not None:
+                elements.append((_ENDPOINT_KEY6.pack(vni, address6.packed), value))
+                owned.append((vni, address6))
+        seen: set[bytes] = set()
+        for (key, _), (vni, one) in zip(elements, owned, strict=True):
+            if key in held or key in seen:
+                raise _in_use(vni, one)
+            seen.add(key)
+        try:
+            self._endpoints.set_many_packed(elements)
+        except BaseException:
+            for vni, one in owned:
+                self._remove_endpoint(vni, one)
+            raise
+        held |= seen
+        self._state_words[0] = first + len(wanted) - 1
+        return self._bind(wanted, first, AddressMode.CLONE)
+
+    def _bind(
+        self, wanted: Sequence[tuple[int, str, Endpoint]], first: int, mode: AddressMode
+    ) -> list[Attachment]:
+        """Write bindings, and of each last and alone the generation, which publishes it.
+
+        first: generation of the first.
+        """
+        now, native = time.time_ns(), mode is AddressMode.NATIVE
+        memory, words, halves = self._bindings.memory, self._words, self._halves
+        at, attachments = now / 1e9, []
+        for generation, (slot, sandbox, endpoint) in enumerate(wanted, first):
+            word = slot * self._words_per_row
+            row = word * 8
+            vni, address, mac, address6 = endpoint
+            ipv4 = _NO_IPV4 if address is None else address.packed
+            ipv6 = _NO_IPV6 if address6 is None else address6.packed
+            # Also where it has none: an attach that was cut short may have left one.
+            memory[row + _ADDRESS6_AT : row + _ADDRESS6_AT + 16] = ipv6
+            _TENANT.pack_into(memory, row + _TENANT_AT, vni, ipv4, mac.octets, native)
+            _OCCUPANT.pack_into(memory, row + _OCCUPANT_AT, now, sandbox.encode())
+            halves[word * 2 + _STATE_WORD] = _TAKEN
+            words[word] = generation
+            attachments.append(Attachment(sandbox, slot, endpoint, generation, at, mode))
+        return attachments
+
+    def _remove_endpoint(self, vni: int, address: AnyAddress) -> None:
+        key = EndpointKey(vni, Address.of(address))
+        self._endpoints.remove(key)
+        if self._held is not None:
+            self._held.discard(bytes(key))
 
     def detach(self, slot: int) -> Counters:
         """Unbind a slot; returns its final counters. It is never bound again.
@@ -229,7 +292,7 @@ class DataPlane(Routes):
         binding = self._bindings.copy(slot)
         self._words[word] = 0
         for address in _endpoint_of(binding).addresses:
-            self._endpoints.remove(EndpointKey(binding.vni, Address.of(address)))
+            self._remove_endpoint(binding.vni, address)
         return self.counters(slot)
 
     def attachment(self, slot: int) -> Attachment | None:
@@ -264,12 +327,14 @@ class DataPlane(Routes):
         An endpoint whose generation is not its binding's leads nowhere and
         holds its address: it is removed. For the writer, at its start.
         """
-        stale = [
-            key
-            for key, endpoint in self._endpoints.items()
-            if self._words[endpoint.slot * self._words_per_row] != endpoint.generation
-        ]
+        stale, held = [], set()
+        for key, endpoint in self._endpoints.items():
+            if self._words[endpoint.slot * self._words_per_row] == endpoint.generation:
+                held.add(bytes(key))
+            else:
+                stale.append(key)
         self._endpoints.remove_many(stale)
+        self._held = held
         state = self._state.row(0)
         if state.fold_sequence % 2:
             state.fold_sequence += 1
@@ -424,6 +489,15 @@ def _endpoint_of(binding: Binding) -> Endpoint:
         None if ipv4 == _NO_IPV4 else IPv4Address(ipv4),
         MacAddress(bytes(binding.mac)),
         None if ipv6 == _NO_IPV6 else IPv6Address(ipv6),
+    )
+
+
+def _not_ready(slot: int) -> GeneveError:
+    return GeneveError(
+        Code.SLOT_TAKEN,
+        f"slot-{slot} is not ready",
+        hint="geneve-ebpf slot list",
+        field="slot",
     )
 
 

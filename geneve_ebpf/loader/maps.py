@@ -206,9 +206,12 @@ class Table(Generic[K, V]):
 
         On an error the elements before it are in the map.
         """
-        packed = [(bytes(k), bytes(v)) for k, v in elements]
-        for start in range(0, len(packed), _BATCH):
-            self._set_batch(packed[start : start + _BATCH])
+        self.set_many_packed([(bytes(k), bytes(v)) for k, v in elements])
+
+    def set_many_packed(self, elements: list[tuple[bytes, bytes]]) -> None:
+        """As `set_many`, with keys and values in their layouts already."""
+        for start in range(0, len(elements), _BATCH):
+            self._set_batch(elements[start : start + _BATCH])
 
     def remove_many(self, keys: Iterable[K]) -> None:
         """Delete many; those that are not there do not matter."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
 
@@ -58,7 +57,7 @@ def test_an_endpoint_that_is_gone_is_named_by_its_drop_reason(any_node, probe):
     alice = attachment_of(any_node, 0)
     key = EndpointKey(BLUE, PackedAddress.of(alice.endpoint.address))
     value = any_node.plane._endpoints.get(key)
-    only4 = dataclasses.replace(alice, endpoint=dataclasses.replace(alice.endpoint, address6=None))
+    only4 = alice._replace(endpoint=alice.endpoint._replace(address6=None))
     any_node.plane._endpoints.remove(key)
     try:
         found = probe(only4, any_node.slots[0])

@@ -3,12 +3,28 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 import pytest
 
 from geneve_ebpf.dataplane import Traffic, plane
 from geneve_ebpf.errors import Code, GeneveError
-from tests.packets import ALICE, BLUE, BOB, UDP, from_guest, six
+from geneve_ebpf.model import Endpoint, endpoint_mac
+from tests.packets import ALICE, BLUE, BOB, DORA, UDP, from_guest, six
 from tests.programs import assert_dropped, loaded
+
+
+def wanted(which):
+    """What `attach_many` takes, of slots and addresses."""
+    return [
+        (slot, f"s{slot}", Endpoint(BLUE, IPv4Address(text), endpoint_mac(IPv4Address(text))))
+        for slot, text in which
+    ]
+
+
+def contents(node):
+    """Who is attached, and every endpoint."""
+    return list(node.plane.attachments()), [bytes(key) for key, _ in node.plane._endpoints.items()]
 
 
 class Killed(BaseException):
@@ -48,11 +64,13 @@ def test_an_attach_cut_short_leaves_no_address_to_the_next(monkeypatch):
     """A killed agent's half-attached sandbox had one of IPv6; who gets the slot then has none."""
     with loaded(1) as node:
 
-        def die():
-            raise Killed
+        class Layout:
+            @staticmethod
+            def pack_into(*_):
+                raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(plane.time, "time_ns", die)
+            patch.setattr(plane, "_TENANT", Layout)
             with pytest.raises(Killed):
                 node.attach(0, "alice", BLUE, ALICE, six(ALICE))
         node.plane.repair()
@@ -80,3 +98,48 @@ def test_a_slot_goes_although_its_vpc_cannot_be_counted(monkeypatch):
         node.plane.remove_slot(0)
 
         assert list(node.plane.slots()) == []
+
+
+def test_many_are_attached_together_or_none():
+    """Packets pass between them; what one of them may not have leaves the maps as they were."""
+    with loaded(6) as node:
+        node.attach(0, "alice", BLUE, ALICE)
+        before = contents(node)
+
+        for others, code in (
+            ([(1, BOB), (2, ALICE)], Code.ADDRESS_IN_USE),
+            ([(1, BOB), (2, BOB)], Code.ADDRESS_IN_USE),
+            ([(1, BOB), (0, DORA)], Code.SLOT_TAKEN),
+            ([(1, BOB), (1, DORA)], Code.SLOT_TAKEN),
+        ):
+            with pytest.raises(GeneveError) as caught:
+                node.plane.attach_many(wanted(others))
+            assert caught.value.code is code
+            assert contents(node) == before
+
+        made = node.plane.attach_many(wanted([(1, BOB), (2, DORA)]))
+
+        assert [one.generation for one in made] == [2, 3]
+        assert list(node.plane.attachments())[1:] == made
+        assert node.sends(from_guest(UDP(sport=1, dport=2), BOB)).counted == {}
+        node.plane.detach(1)
+        assert node.plane.attach_many(wanted([(3, BOB)]))[0].generation == 4
+        assert node.plane.repair() == 0
+
+
+def test_without_room_for_all_none_is_attached(monkeypatch):
+    """The kernel stops in the middle: what it had taken is taken out again."""
+    with loaded(6) as node:
+        table = node.plane._endpoints
+
+        def half(elements):
+            table._set_batch(elements[:1])
+            raise GeneveError(Code.MAP_FULL, "no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(table, "set_many_packed", half)
+            with pytest.raises(GeneveError):
+                node.plane.attach_many(wanted([(1, BOB), (2, DORA)]))
+
+        assert table.count() == 0
+        assert len(node.plane.attach_many(wanted([(1, BOB), (2, DORA)]))) == 2

@@ -375,6 +375,47 @@ def test_items_of_a_batch_stand_each_on_its_own(bench, ask):
     assert {name for name, *_ in bench.maps()[2]} == {"one", "four"}
 
 
+def test_a_batch_that_runs_into_something_goes_on_behind_it(bench, ask):
+    """Rows of plain attaches, cut by what is there already, by a name twice, by a bad one, by one
+    with a wish and by the end of the slots: to each its own answer, and the maps have them all.
+    """
+    ask.must("PUT", "/v1/sandboxes/old", {"vpc": "blue"})
+    assert eventually(lambda: ask.must("GET", "/v1/slots")["counts"]["ready"] == SLOTS, 30)
+    (maker,) = children(bench.pid, "geneve_ebpf.agent.slot_process")
+    plain = [{"sandbox": f"s{number}", "vpc": "blue"} for number in range(SLOTS + 1)]
+    odd = [
+        {"sandbox": "old", "vpc": "blue"},
+        {"sandbox": "s0", "vpc": "blue"},
+        {"sandbox": "No Name", "vpc": "blue"},
+        {"sandbox": "wish", "vpc": "blue", "address": "10.0.88.9"},
+    ]
+    since = ask.must("GET", "/v1/node")["last_event"]
+
+    os.kill(maker, signal.SIGSTOP)
+    try:
+        attach = [*plain[:3], *odd, *plain[3:]]
+        answer = ask.must("POST", "/v1/sandboxes:batch", {"attach": attach})
+    finally:
+        os.kill(maker, signal.SIGCONT)
+
+    results = answer["results"]
+    statuses = [one["status"] for one in results]
+    assert statuses == [201] * 3 + [200, 200, 400, 201] + [201] * (SLOTS - 4) + [503] * 2
+    attached = [one for one in results if one["status"] in (200, 201)]
+    slots = {one["sandbox"]: one["slot"]["id"] for one in attached}
+    addresses = {one["sandbox"]: one["address"] for one in attached}
+    assert results[4]["slot"]["id"] == results[0]["slot"]["id"]
+    assert len(set(slots.values())) == len(set(addresses.values())) == len(slots) == SLOTS + 1
+    assert {(name, f"slot-{slot}", str(one.address)) for name, slot, one, _ in bench.maps()[2]} == {
+        (name, slot, addresses[name]) for name, slot in slots.items()
+    }
+    assert answer["guest"] == ask.must("GET", "/v1/sandboxes/s0")["guest"]
+    told = ask.must("GET", f"/v1/events?since={since}")
+    assert [one["sandbox"] for one in told] == [
+        one["sandbox"] for one in results if one["status"] == 201
+    ]
+
+
 # Slots
 
 

@@ -75,6 +75,6 @@ def test_a_thousand_attaches_are_maps_and_the_socket(lab: Lab, tmp_path: Path) -
     text = trace.read_text()
     calls = re.findall(r"^\d+ +(\w+)\(", text, re.MULTILINE)
     assert attached == BATCHES * 100 + SINGLY
-    assert calls.count("bpf") >= attached
+    assert calls.count("bpf") >= SINGLY + BATCHES  # those of a batch share theirs
     assert set(calls) - ALLOWED == set()
     assert "NETLINK" not in text

@@ -53,6 +53,6 @@ def test_an_item_of_a_list_is_named_with_its_place():
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_no_body_whatever_raises_anything_else(body):
-    for decode in (requests.ATTACH, requests.BATCH, requests.STATE, requests.ROUTE):
+    for decode in (requests.ATTACH, requests.batch_of, requests.STATE, requests.ROUTE):
         with contextlib.suppress(GeneveError):
             decode(body)

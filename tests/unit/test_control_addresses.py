@@ -427,3 +427,38 @@ TestAgainstModelIpv6 = AgainstModelIpv6.TestCase
 TestAgainstModel.settings = TestAgainstModelIpv6.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None
 )
+
+
+@pytest.mark.parametrize("dual_stack", [False, True])
+def test_some_are_given_as_one_after_another_would_be(clock, dual_stack):
+    """Over the ends of blocks, past what is taken, rests or was given back, until there is none."""
+    prefixes = tuple(map(network, ("10.0.0.0/28", "10.0.1.0/29")))
+    if dual_stack:
+        prefixes += (network("fd00:1::/124"),)
+    rows, singly = (AddressBook(REST, clock) for _ in range(2))
+    for book in (rows, singly):
+        book.set_vpc(Vpc("blue", 100, prefixes))
+        book.add_route(route("10.0.0.4/31", RouteKind.BLACKHOLE))
+        for sandbox, text in (("held", "10.0.0.7"), ("back", "10.0.0.2"), ("rests", "10.0.0.3")):
+            book.take(sandbox, ip_address(text))
+        book.give_back(ip_address("10.0.0.2"))
+    clock.now += 61
+    for book in (rows, singly):
+        book.give_back(ip_address("10.0.0.3"))
+
+    names = [f"s{number}" for number in range(8)] + ["rests"] + [f"t{n}" for n in range(20)]
+    expected = []
+    for name in names:
+        try:
+            chosen = singly.choose(name)
+        except GeneveError:
+            break
+        for address in filter(None, chosen):
+            singly.take(name, address)
+        expected.append(chosen)
+
+    given = rows.take_some(names[:5]) + rows.take_some(names[5:])
+
+    assert given == expected
+    assert len(given) < len(names)
+    assert sorted(rows.in_use(), key=str) == sorted(singly.in_use(), key=str)

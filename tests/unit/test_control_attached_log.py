@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -26,7 +25,7 @@ def test_those_who_were_attached_are_known_after_a_reboot(path, tmp_path):
     """Whoever was detached is not among them, and the boot is told apart."""
     log = AttachedLog(path)
     log.rewrite([ONE], [], 7)
-    for note, one in ((log.attached, replace(ONE, sandbox="two")), (log.detached, "two")):
+    for note, one in ((log.attached, ONE._replace(sandbox="two")), (log.detached, "two")):
         note(one)
     log.close()
     other = tmp_path / "boot"
@@ -54,7 +53,7 @@ def test_the_highest_generation_is_known_though_its_sandbox_is_detached(path):
     """By its line, and when the file has been written anew without it."""
     log = AttachedLog(path)
     log.rewrite([ONE], [], 8)
-    log.attached(replace(ONE, sandbox="two", generation=12))
+    log.attached(ONE._replace(sandbox="two", generation=12))
     log.detached("two")
     log.close()
     again = AttachedLog(path)
@@ -79,7 +78,7 @@ def test_who_was_lost_stays_in_the_file_until_seen_to(path):
     found = again.read()
     assert found == (True, [WRITTEN], lost)
     again.rewrite([ONE], found.lost, 7)
-    again.attached(replace(ONE, sandbox="two"))
+    again.attached(ONE._replace(sandbox="two"))
     again.detached("two")
     again.detached("three")
     again.close()

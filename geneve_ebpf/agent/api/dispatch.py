@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Hashable
 from hashlib import blake2b
 
 from geneve_ebpf.agent.admission import retry_after
+from geneve_ebpf.agent.api.batch import Batches
 from geneve_ebpf.agent.api.call import Call, Shared, Table, Work, decoded, no_body, query_of
 from geneve_ebpf.agent.api.events import EventPaths
 from geneve_ebpf.agent.api.node import NodePaths
@@ -39,6 +40,7 @@ class Api:
         self._sandboxes = Sandboxes(shared, self._failure)
         # Every path: method -> (work, then the query keys it takes).
         self.table: Table = self._sandboxes.table()
+        self.table |= Batches(shared, self._sandboxes, self._failure).table()
         self.table |= Slots(shared, self._failure).table()
         for part in (Vpcs, Routes, State, EventPaths, NodePaths):
             self.table |= part(shared).table()

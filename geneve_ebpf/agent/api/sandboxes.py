@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from functools import partial
-
-import msgspec
 
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import (
     Json,
     counters_json,
     rfc3339,
-    sandbox_text,
+    sandbox_texts,
     schema,
     verified_json,
 )
@@ -25,7 +23,7 @@ from geneve_ebpf.agent.api.call import (
     Shared,
     Table,
     encode,
-    list_body,
+    json_answer,
     listed,
     prefers_async,
     timeout_of,
@@ -35,11 +33,12 @@ from geneve_ebpf.agent.api.operations import accepted
 from geneve_ebpf.agent.events import Attached
 from geneve_ebpf.agent.exchange import Answer, Patient, Peer, Request
 from geneve_ebpf.agent.operations import Operation
-from geneve_ebpf.agent.pace import Pace
+from geneve_ebpf.agent.places import Place
 from geneve_ebpf.agent.service import Timing
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import AddressMode, Attachment, Endpoint, SlotKind, parse_name
 
+_SCHEMA = schema("sandbox")
 ASYNC_TIMEOUT = 60.0  # seconds that an asynchronous attach may take if none are named
 
 
@@ -56,7 +55,6 @@ class Sandboxes:
         """The paths."""
         return {
             "/v1/sandboxes": {"GET": (self._list_sandboxes,)},
-            "/v1/sandboxes:batch": {"POST": (self._batch,)},
             "/v1/sandboxes/{name}": {
                 "PUT": (self._put_sandbox,),
                 "GET": (self._get_sandbox,),
@@ -97,17 +95,18 @@ class Sandboxes:
         )
         text = self._sandbox_text(attachment, body.vpc, timing)
         if timing is not None and (body.address or body.address6):
-            text += self._warnings(attachment)
+            text += self.warnings(attachment)
         # It is attached whatever comes of looking at it.
-        self._tell_attach(request, attachment, body.vpc, timing)
+        self.tell_attach(request, attachment, body.vpc, timing)
         if body.verify:
             seen = encode(verified_json(self._shared.node.probe(attachment))).decode()
             text = f'{text},"verified":{seen}'
         return Answer(200 if timing is None else 201, f"{{{text}}}".encode())
 
-    def _tell_attach(
+    def tell_attach(
         self, request: Request, attachment: Attachment, vpc: str, timing: Timing | None
     ) -> None:
+        """An attach was carried out: for the log, and, unless it was attached so, as an event."""
         if timing is None:
             self._shared.log.change(
                 "attach",
@@ -119,7 +118,7 @@ class Sandboxes:
             content = Attached._make((attachment, vpc, 201, timing.total))
             self._shared.events.add("attach", content, request.trace, peer.uid, peer.pid)
 
-    def _warnings(self, attachment: Attachment) -> str:
+    def warnings(self, attachment: Attachment) -> str:
         """What may surprise whoever asked for this address, as a member of the body."""
         book = self._shared.node.desired.book(attachment.endpoint.vni)
         warnings = [
@@ -156,7 +155,7 @@ class Sandboxes:
     async def _settled(self, request: Request, name: str, answer: Answer) -> Answer:
         try:
             if answer.status < 400:
-                await self._shared.node.settle(name, partial(self._detach, request))
+                await self._shared.node.settle(name, partial(self.detach, request))
         except BaseException as error:
             answer = self._failure(request, error)
         return answer._replace(logged=True)
@@ -205,14 +204,11 @@ class Sandboxes:
     # What an attach is answered with
 
     def _sandbox_text(self, attachment: Attachment, vpc: str, timing: Timing | None = None) -> str:
-        place = self._shared.node.pool.place(attachment.slot)
-        netns = "null"
-        if place.kind is not SlotKind.HOST_TAP:
-            netns = f'{self._netns_text}{attachment.slot}"'
+        """A sandbox's body, without the braces around it."""
         guest = self._shared.guest_text
         if attachment.mode is AddressMode.NATIVE:
-            guest = self._native_guest(attachment.endpoint)
-        text = sandbox_text(attachment, vpc, guest, netns, place)
+            guest = self.native_guest(attachment.endpoint)
+        text = f'"schema":"{_SCHEMA}",{self.own_text(attachment, vpc)},"guest":{guest}'
         if timing is None:
             return text
         return (
@@ -220,7 +216,19 @@ class Sandboxes:
             f'"write":{timing.write},"total":{timing.total}}}'
         )
 
-    def _native_guest(self, endpoint: Endpoint) -> str:
+    def own_text(self, attachment: Attachment, vpc: str) -> str:
+        """What it has of its own, as members of its body."""
+        return self.own_texts([attachment], [self._shared.node.pool.place(attachment.slot)], vpc)[0]
+
+    def own_texts(
+        self, attachments: list[Attachment], places: list[Place], vpc: str
+    ) -> list[str]:
+        """The same of some that were attached together."""
+        host_tap = places[0].kind is SlotKind.HOST_TAP
+        return sandbox_texts(attachments, places, vpc, "" if host_tap else self._netns_text)
+
+    def native_guest(self, endpoint: Endpoint) -> str:
+        """`guest` of one in native mode."""
         own: Json = {
             "address": None if endpoint.address is None else str(endpoint.address),
             "address6": None if endpoint.address6 is None else str(endpoint.address6),
@@ -253,12 +261,20 @@ class Sandboxes:
         generation = None
         if "generation" in call.query:
             generation = whole_number(call.query["generation"], "generation")
-        return self._detach(call.request, call.name, generation)
+        return self.detach(call.request, call.name, generation)
 
-    def _detach(self, request: Request, name: str, generation: int | None) -> Answer:
+    def detach(self, request: Request, name: str, generation: int | None) -> Answer:
+        """Detach one, and tell of it. Raises GeneveError."""
+        found = self.detached(request, name, generation)
+        if found is None:
+            return Answer(204)
+        return json_answer(200, {"schema": schema("detached")} | found, told=True)
+
+    def detached(self, request: Request, name: str, generation: int | None) -> Json | None:
+        """Detach one, and tell of it: its final counters; None if nobody of that name was."""
         detached = self._shared.node.detach(name, generation)
         if detached is None:
-            return Answer(204)
+            return None
         attachment, counters = detached
         self._shared.happened(
             request,
@@ -273,84 +289,11 @@ class Sandboxes:
                 "status": 200,
             },
         )
-        return Answer(
-            200,
-            encode(
-                {
-                    "schema": schema("detached"),
-                    "sandbox": attachment.sandbox,
-                    "generation": attachment.generation,
-                    "counters": counters_json(counters),
-                }
-            ),
-            logged=True,
-        )
-
-    async def _batch(self, call: Call) -> Answer:
-        batch = requests.BATCH(call.request.body)
-        results: list[str] = []
-        natives: dict[int, str] = {}
-        await Pace().through(self._steps_of(call.request, batch, results, natives))
-        for at, name in natives.items():
-            try:
-                await self._shared.node.settle(name, partial(self._detach, call.request))
-            except GeneveError as error:
-                results[at] = _as_item(self._failure(call.request, error))
-        return Answer(200, list_body(schema("batch"), "results", [",".join(results).encode()]))
-
-    def _steps_of(
-        self,
-        request: Request,
-        batch: requests.Batch,
-        results: list[str],
-        natives: dict[int, str],
-    ) -> Iterator[None]:
-        """Carry a batch out, item by item; results: each one's status and body in one object.
-
-        natives: those that have yet to settle, by their place among the results.
-        """
-        for number, raw in enumerate(batch.detach):
-            results.append(self._batched_detach(request, raw, f"detach[{number}]"))
-            yield
-        for number, raw in enumerate(batch.attach):
-            results.append(
-                self._batched_attach(request, raw, f"attach[{number}]", natives, len(results))
-            )
-            yield
-
-    def _batched_detach(self, request: Request, raw: msgspec.Raw, where: str) -> str:
-        try:
-            item = requests.BATCH_DETACH(raw, where)
-            return _as_item(self._detach(request, item.sandbox, item.generation))
-        except BaseException as error:
-            return _as_item(self._failure(request, error))
-
-    def _batched_attach(
-        self, request: Request, raw: msgspec.Raw, where: str, natives: dict[int, str], at: int
-    ) -> str:
-        # An item's time starts with the item: what was before it is not its wait.
-        received = time.perf_counter_ns()
-        try:
-            item = requests.BATCH_ATTACH(raw, where)
-            attachment, timing = self._shared.node.attach(
-                *(item.sandbox, item.vpc, item.address, item.address6, item.slot, received),
-                *(item.kind, item.mode),
-            )
-            if attachment.mode is AddressMode.NATIVE:
-                natives[at] = item.sandbox
-            text = self._sandbox_text(attachment, item.vpc, timing)
-            if timing is not None and (item.address or item.address6):
-                text += self._warnings(attachment)
-            self._tell_attach(request, attachment, item.vpc, timing)
-            return f'{{"status":{200 if timing is None else 201},{text}}}'
-        except BaseException as error:
-            return _as_item(self._failure(request, error))
-
-
-def _as_item(answer: Answer) -> str:
-    """An answer as an item of a batch."""
-    body = answer.body.decode()
-    return f'{{"status":{answer.status},{body[1:]}' if body else f'{{"status":{answer.status}}}'
+        return {
+            "sandbox": attachment.sandbox,
+            "generation": attachment.generation,
+            "counters": counters_json(counters),
+        }
 
 
 def _last_text(seconds: float | None) -> str:
