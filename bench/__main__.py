@@ -112,7 +112,11 @@ def arguments() -> argparse.Namespace:
         "--minutes", type=float, default=10, metavar="N", help="how long (default: %(default)s)"
     )
     soak.add_argument(
-        "--cycles", type=int, default=0, metavar="N", help="so many sandboxes instead; 100000, say"
+        "--cycles",
+        type=int,
+        default=0,
+        metavar="N",
+        help="so many sandboxes instead, 250 a second; 100000, say",
     )
     text = (
         "sandboxes come and go for minutes: rate, CPU and the kernel's lock a life, ours and pooled"

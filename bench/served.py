@@ -123,31 +123,39 @@ class Served:
         """Detach one sandbox."""
         self.client.request("DELETE", f"/v1/sandboxes/{name}")
 
-    def pids(self) -> list[int]:
-        """The agent's process and its children."""
+    def pids(self) -> dict[str, int]:
+        """The agent's process and its children, by name."""
         assert self.process is not None
         pid = self.process.pid
-        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        found = {"agent": pid}
+        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            found["exporter" if b"geneve_ebpf.exporter" in words else "slot process"] = child
+        return found
 
     def cpu_seconds(self) -> float:
         """What those have run."""
         ticks = 0
-        for pid in self.pids():
+        for pid in self.pids().values():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def megabytes(self) -> float:
         """Their memory; what they share counts in parts."""
-        total = 0
-        for pid in self.pids():
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            total += int(rollup.partition("\nPss:")[2].split()[0])
-        return total / 1024
+        return sum(self.memory().values())
 
-    def descriptors(self) -> int:
-        """Their open descriptors."""
-        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids())
+    def memory(self) -> dict[str, float]:
+        """Megabytes of each; what they share counts in parts."""
+        found = {}
+        for name, pid in self.pids().items():
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            found[name] = int(rollup.partition("\nPss:")[2].split()[0]) / 1024
+        return found
+
+    def descriptors(self) -> dict[str, int]:
+        """Open descriptors of each."""
+        return {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in self.pids().items()}
 
 
 @contextmanager

@@ -470,7 +470,14 @@ class DataPlane(Routes):
 
     def map_pressure(self) -> dict[str, float]:
         """How full each map is that can fill up: 0.0 to 1.0."""
-        tables: tuple[Table[Key32, Key32], ...] = (
+        return {table.name: table.count() / table.max_entries for table in self._filling()}
+
+    def map_entries(self) -> dict[str, int]:
+        """How many entries each of those has."""
+        return {table.name: table.count() for table in self._filling()}
+
+    def _filling(self) -> tuple[Table[Key32, Key32], ...]:
+        return (
             self._slots_by_ifindex,
             self._endpoints,
             self._exact,
@@ -478,8 +485,7 @@ class DataPlane(Routes):
             self._nexthops,
             self._vteps,
             self._folded,
-        )  # type: ignore[assignment]
-        return {table.name: table.count() / table.max_entries for table in tables}
+        )  # type: ignore[return-value]
 
 
 def _endpoint_of(binding: Binding) -> Endpoint:
