@@ -385,6 +385,8 @@ def test_whoever_is_killed_leaves_nothing_half_done(scene, step):
                 step.act(scene)
                 scene.wait_for_death()
             died += scene.killer.struck
+            if EVERY_LINE:  # how far it came, should somebody end it
+                print(f"{line}: {scene.killer.where or 'nobody'}", flush=True)
             agent = step.parent or step.process == AGENT
             scene.start(after_death=agent and scene.killer.struck)
             step.afterwards(scene)
@@ -424,6 +426,8 @@ def test_a_node_that_dies_on_its_way_up_or_down_comes_up_and_goes_whole():
             with killer.armed(NODE_SETUP, SETTING_UP, line_up, parent=True):
                 up()
             assert killer.struck
+            if EVERY_LINE:
+                print(f"{line_up}: {killer.where}", flush=True)
             lab.wait_gone(node)
             up()
             assert disagreements(node) == []

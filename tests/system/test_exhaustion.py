@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Something that an agent stands on runs out or goes away; it says so, and goes on when it is back.
 
-What is attached keeps its network meanwhile. (Full maps: test_api_agent.py,
+What is attached keeps its network meanwhile. (Maps full of routes: test_api_agent.py,
 test_map_keeping.py; a deleted namespace: test_bring_up.py; uplinks: test_uplink_changes.py.)
 """
 
@@ -17,11 +17,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from geneve_ebpf.abi import Address, EndpointKey, EndpointValue
+from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.host import namespaces
 from lab.network import Lab, inside, run
 from tests.api import Agent, children
@@ -29,7 +32,7 @@ from tests.nodes import PREFIX, eventually, ping
 from tests.patience import EXPENDABLE, PATIENCE
 
 SLOTS = 3
-BLUE = {"vni": 42, "prefixes": ["10.0.0.0/16"]}
+BLUE = {"vni": 42, "prefixes": ["10.0.0.0/16", "fd00::/64"]}
 
 
 class Bench:
@@ -328,7 +331,42 @@ def test_a_start_without_room_for_all_its_slots_serves_with_some(bench: Bench, w
     assert eventually(bench.whole, 30 * PATIENCE), problems(bench)
 
 
-def test_pins_that_were_unmounted_cost_the_next_agent_its_sandboxes(bench: Bench) -> None:
+def test_a_full_map_refuses_an_attach_and_nothing_else(bench: Bench) -> None:
+    """Its slot stays ready and whoever is attached stays so; with room again it is taken."""
+    assert eventually(bench.whole, 30 * PATIENCE), problems(bench)
+    plane = DataPlane.open(bench.namespaces.parent)
+    table = plane._endpoints
+    most = table.max_entries - table.count()
+    dual = {"vpc": "blue", "address": "10.0.0.200", "address6": "fd00::200"}
+    nobody = EndpointValue(generation=1)
+    others = [EndpointKey(9999, Address.of(IPv4Address(number))) for number in range(most)]
+    try:
+        table.set_many((key, nobody) for key in others[1:])
+        # There is room for one of its addresses.
+        assert bench.ask.code("PUT", "/v1/sandboxes/three", dual) == "map_full"
+        table.set(others[0], nobody)
+        assert bench.ask.code("PUT", "/v1/sandboxes/three", {"vpc": "blue"}) == "map_full"
+        assert table.count() == table.max_entries
+        assert bench.whole()
+        assert bench.talks()
+    finally:
+        table.remove_many(others)
+        plane.close()
+    bench.ask.must("PUT", "/v1/sandboxes/three", dual)
+    bench.ask.must("DELETE", "/v1/sandboxes/three")
+    assert eventually(bench.whole, 30 * PATIENCE), problems(bench)
+
+
+@pytest.mark.parametrize(
+    "take_away",
+    [
+        pytest.param(("umount", "-l"), id="unmounted"),
+        pytest.param(("mount", "-t", "bpf", "bpf"), id="covered"),
+    ],
+)
+def test_pins_that_are_gone_cost_the_next_agent_its_sandboxes(
+    bench: Bench, take_away: tuple[str, ...]
+) -> None:
     """The agent goes on by what it holds. Its successor says who is lost, and cuts them off."""
     lost = Path(bench.ask.must("GET", "/v1/sandboxes/one")["slot"]["netns"])
     with subprocess.Popen(
@@ -337,7 +375,7 @@ def test_pins_that_were_unmounted_cost_the_next_agent_its_sandboxes(bench: Bench
         try:
             inode = os.stat(lost).st_ino
             assert eventually(lambda: os.stat(f"/proc/{lingering.pid}/ns/net").st_ino == inode)
-            run("umount", "-l", Path(bench.node.directory, "run", bench.node.name, "bpf"))
+            run(*take_away, Path(bench.node.directory, "run", bench.node.name, "bpf"))
             bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})
             assert bench.talks()
 
