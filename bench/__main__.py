@@ -126,6 +126,10 @@ def arguments() -> argparse.Namespace:
     sustained.add_argument(
         "--minutes", type=float, default=10, metavar="N", help="of each (default: %(default)s)"
     )
+    text = "where the CPU's time goes, ours beside VXLAN on a bridge and a bare veth; needs perf"
+    profile = commands.add_parser("profile", help=text, description=text)
+    profile.add_argument("--json", metavar="FILE", help="write the record here; - is stdout")
+    rounds(profile, 3)
     text = "every bench but the long runs in under 20 minutes, and a page with their plots"
     every = commands.add_parser("all", help=text, description=text)
     every.add_argument("--report", type=Path, required=True, metavar="DIR", help="write it here")
@@ -204,6 +208,10 @@ def measure(asked: argparse.Namespace) -> None:
         from bench import slots
 
         slots.main(asked.json, asked.rounds, asked.option)
+    elif asked.bench == "profile":
+        from bench import profile
+
+        profile.main(asked.json, asked.rounds)
     elif asked.bench == "soak":
         from bench import soak
 

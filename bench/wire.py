@@ -115,9 +115,15 @@ class Side:
         }
 
 
-def ends(program: Path, work: Work, bed: Bed, cpus: tuple[int, int]) -> dict[str, float]:
+def ends(
+    program: Path,
+    work: Work,
+    bed: Bed,
+    cpus: tuple[int, int],
+    window: tuple[float, float] = (WARM_UP, SECONDS),
+) -> dict[str, float]:
     """Have both ends do it; what the one that counts printed. Raises BenchError."""
-    words = (bed.address, PORT, WARM_UP, SECONDS, work.number)
+    words = (bed.address, PORT, *window, work.number)
     places = {"serve": (bed.receiver, cpus[1]), "ask": (bed.sender, cpus[0])}
     counts = "serve" if work.tool in ("tcp", "udp") else "ask"
     running: dict[str, subprocess.Popen[str]] = {}
@@ -133,7 +139,7 @@ def ends(program: Path, work: Work, bed: Bed, cpus: tuple[int, int]) -> dict[str
             out = running[role].stdout
             if role == "serve" and out is not None and out.readline() != "listening\n":
                 break
-        out_text, errors = running[counts].communicate(timeout=WARM_UP + SECONDS + 40)
+        out_text, errors = running[counts].communicate(timeout=sum(window) + 40)
         if running[counts].returncode or not out_text:
             raise BenchError(f"{work.name} broke: {errors.strip()}")
     except (KeyError, subprocess.TimeoutExpired) as error:
