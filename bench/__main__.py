@@ -46,20 +46,20 @@ BENCHES = (
     Bench(
         "storm",
         3,
-        (2, 70, 120),
+        (1, 90, 150),
         "1 to 200 attaches at the same instant while others are detached",
         Option("--most", 200, "attaches at once in the largest storm"),
     ),
     Bench(
         "first_byte",
         8,
-        (5, 20, 6),
+        (5, 20, 9),
         "from the request to attach to the first byte from another node",
     ),
     Bench(
         "wire",
         5,
-        (5, 100, 70),
+        (5, 95, 66),
         "TCP, datagrams, questions and connections: ours beside others, taps too",
         Option("--only", "", "only works whose name begins so, such as tcp1"),
     ),

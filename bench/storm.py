@@ -38,10 +38,7 @@ CONCURRENCY = (1, 2, 5, 10, 20, 50, 100, 200)
 DETACHES = 16  # sandboxes that are detached during a storm, one after the other
 PATIENCE = 120.0  # seconds for a whole storm
 VPC, VNI = "bench", 4097
-FORMS: dict[str, Form] = {
-    form.name.removeprefix("classic."): form
-    for form in (classic.Pooled(), classic.PooledRaw(), classic.Netlink(), classic.Script())
-}
+FORMS: dict[str, Form] = {form.name.removeprefix("classic."): form for form in classic.FORMS}
 _names = count()
 
 # What a caller does: prepares, and returns what is to be timed.
