@@ -19,7 +19,9 @@ vtep=$1 checkout=${2:-/vagrant}
 config=/etc/geneve-ebpf/agent.toml
 export DEBIAN_FRONTEND=noninteractive
 
-if ! command -v iperf3 python3 ping >/dev/null; then
+missing=
+for tool in iperf3 ping python3; do command -v "$tool" >/dev/null || missing=yes; done
+if [[ -n $missing ]]; then
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends iperf3 iputils-ping python3 >/dev/null
 fi
