@@ -96,29 +96,62 @@ def bench(small_disk: Path) -> Iterator[Bench]:
         made.ask.close()
 
 
+@contextlib.contextmanager
+def full_disk(bench: Bench) -> Iterator[None]:
+    """Not a byte more can be written where the state is."""
+    try:
+        fill(bench.state / "ballast")
+        yield
+    finally:
+        (bench.state / "ballast").unlink()
+
+
+def fill(ballast: Path) -> None:
+    """Have the file take all that is left of its disk."""
+    with pytest.raises(OSError, match="No space left"), ballast.open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    assert os.statvfs(ballast).f_bfree == 0
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_an_agent_starts_on_a_full_disk(bench: Bench, end: signal.Signals) -> None:
+    """With the state that is there, and everybody attached."""
+    before = bench.ask.must("GET", "/v1/state")
+    with full_disk(bench):
+        bench.ask.close()
+        bench.lab.stop_agent(bench.node, end)
+        fill(bench.state / "ballast")  # of what it has left, too
+        bench.lab.start_agent(bench.node)
+        bench.lab.wait_ready(bench.node)
+        assert bench.ask.must("GET", "/v1/state") == before
+        assert bench.talks()
+        bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})
+        bench.ask.must("DELETE", "/v1/sandboxes/three")
+    assert eventually(bench.whole, 30)
+    bench.ask.must("PUT", "/v1/vpcs/red", {"vni": 43, "prefixes": ["10.0.0.0/16"]})
+    bench.ask.must("DELETE", "/v1/vpcs/red")
+
+
 def test_a_full_disk_refuses_changes_of_state_and_no_attach(bench: Bench) -> None:
     """The refused change is in neither file nor maps; with room again it is taken."""
     before = bench.ask.must("GET", "/v1/state")
-    ballast = bench.state / "ballast"
-    with pytest.raises(OSError, match="No space left"):
-        ballast.write_bytes(bytes(1 << 20))
-    assert os.statvfs(bench.state).f_bfree == 0
+    with full_disk(bench):
+        # Of many names, some need a page that is not there.
+        vpcs = [
+            {"name": f"vpc-{n}", "vni": 1000 + n, "prefixes": [f"10.{n}.0.0/16"]}
+            for n in range(1, 99)
+        ]
+        wish = {"vpcs": [*before["vpcs"], *vpcs], "vteps": [], "routes": []}
+        status, answer = bench.ask.ask("PUT", "/v1/state", wish)
 
-    # Of many names, some need a page that is not there.
-    vpcs = [
-        {"name": f"vpc-{n}", "vni": 1000 + n, "prefixes": [f"10.{n}.0.0/16"]} for n in range(1, 99)
-    ]
-    wish = {"vpcs": [*before["vpcs"], *vpcs], "vteps": [], "routes": []}
-    status, answer = bench.ask.ask("PUT", "/v1/state", wish)
+        assert (status, answer["error"]["code"]) == (500, "state_store"), answer
+        assert "full" in answer["error"]["message"]
+        assert bench.ask.must("GET", "/v1/state") == before
+        assert bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})["address"]
+        assert bench.ask.must("DELETE", "/v1/sandboxes/three")
+        assert bench.talks()
 
-    assert (status, answer["error"]["code"]) == (500, "state_store"), answer
-    assert "full" in answer["error"]["message"]
-    assert bench.ask.must("GET", "/v1/state") == before
-    assert bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})["address"]
-    assert bench.ask.must("DELETE", "/v1/sandboxes/three")
-    assert bench.talks()
-
-    ballast.unlink()
     assert eventually(bench.whole, 30)
     bench.ask.must("PUT", "/v1/state", wish)
     bench.ask.must("PUT", "/v1/state", {**wish, "vpcs": before["vpcs"]})
