@@ -22,6 +22,8 @@ from geneve_ebpf.model import Attachment, ipv4_text
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # So many lines are appended before the file is written anew without the past.
 LINES_MAX = 50_000
+# Where a line had no room: the rest is written anew after so many more.
+AGAIN_AFTER = 100
 # The latest of those that were lost; a name that nobody ever uses again would stay for ever.
 LOST_MAX = 16_384
 
@@ -52,6 +54,7 @@ class AttachedLog:
         self._boot = boot_id.read_text().strip()
         self._descriptor = -1
         self._lines = 0
+        self._due = LINES_MAX  # lines at which it is time for `rewrite`
         self._unwritten: list[Attachment | str] = []  # the latter was detached
         self.full = False  # it is time for `rewrite`
         self.generation = 0  # the highest that `read` found
@@ -89,15 +92,14 @@ class AttachedLog:
         return self._note((sandbox,))
 
     def flush(self) -> None:
-        """Write what was noted. A full disk costs a report after a reboot, nothing else."""
+        """Write what was noted. What a full disk has no room for is made good by `rewrite`."""
         text = "".join(
             [f"- {o}\n" if isinstance(o, str) else _line("+", _known(o)) for o in self._unwritten]
         )
         self._unwritten.clear()
-        with contextlib.suppress(OSError):
-            if self._descriptor >= 0:
-                os.write(self._descriptor, text.encode())
-        self.full = self._lines >= LINES_MAX
+        if self._descriptor >= 0 and not self._append(text.encode()):
+            self._due = min(self._due, self._lines + AGAIN_AFTER)
+        self.full = self._lines >= self._due
 
     def rewrite(
         self, attachments: Iterable[Attachment], lost: Sequence[Lost], generation: int
@@ -111,7 +113,7 @@ class AttachedLog:
         lines += [_line("+", _known(one)) for one in attachments]
         content = "".join(lines).encode()
         self._unwritten.clear()
-        self._lines, self.full = len(lines), False
+        self.full, self._due = False, self._lines + AGAIN_AFTER
         new = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):
             descriptor = os.open(
@@ -126,6 +128,7 @@ class AttachedLog:
                 raise
             self.close()
             self._descriptor = descriptor
+            self._lines, self._due = len(lines), LINES_MAX
 
     def forget(self, generation: int) -> None:
         """The node was taken down: of all that was, its last generation alone is kept.
@@ -143,6 +146,13 @@ class AttachedLog:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _append(self, content: bytes) -> bool:
+        """False if not all of it was written: its last line may be torn."""
+        try:
+            return os.write(self._descriptor, content) == len(content)
+        except OSError:
+            return False
 
     def _note(self, some: tuple[Attachment | str, ...]) -> bool:
         first = not self._unwritten

@@ -108,7 +108,7 @@ def full_disk(bench: Bench) -> Iterator[None]:
 
 def fill(ballast: Path) -> None:
     """Have the file take all that is left of its disk."""
-    with pytest.raises(OSError, match="No space left"), ballast.open("ab", buffering=0) as file:
+    with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
         while True:
             file.write(bytes(4096))
     assert os.statvfs(ballast).f_bfree == 0

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from geneve_ebpf.control.attached_log import AttachedLog, Lost
+from geneve_ebpf.control.attached_log import AGAIN_AFTER, AttachedLog, Lost
 from geneve_ebpf.model import Attachment, Endpoint, endpoint_mac
 
 ADDRESS = IPv4Address("10.0.0.2")
@@ -95,3 +95,32 @@ def test_a_torn_line_is_nobody(path):
         file.write("+ two 100 10.0.0.3 x 8\n? three 100\n+ four 100 10.0")
 
     assert AttachedLog(path).read() == (True, [WRITTEN], [])
+
+
+def test_what_had_no_room_is_written_anew_a_little_later(path):
+    """And that tried again a little later, where there is still none."""
+    log = AttachedLog(path)
+    log.rewrite([ONE], [], 7)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, log._descriptor)
+    os.close(full)
+
+    def until_it_is_time():
+        for number in range(1, 10 * AGAIN_AFTER):
+            log.attached(ONE._replace(sandbox="two"))
+            log.flush()
+            if log.full:
+                return number
+        return 0
+
+    assert 0 < until_it_is_time() <= AGAIN_AFTER + 1
+    path.with_suffix(".new").symlink_to("/dev/full")
+    log.rewrite([ONE, ONE._replace(sandbox="two")], [], 7)
+    assert not log.full
+    path.with_suffix(".new").unlink(missing_ok=True)
+    assert 0 < until_it_is_time() <= AGAIN_AFTER + 1
+    log.rewrite([ONE, ONE._replace(sandbox="two")], [], 7)
+    assert not until_it_is_time()
+    log.close()
+
+    assert [one.sandbox for one in AttachedLog(path).read().attached] == ["one", "two"]
