@@ -89,6 +89,7 @@ class Host:
     kind: str  # vxlan or geneve
     netlink: Any  # a pyroute2 IPRoute of the host's namespace, open all the time
     raw: RouteSocket  # the same without a library
+    rules: bool = True  # whether a form may have set any, which `clear` removes
     numbers: Iterator[int] = field(default_factory=count)
     tenants: list[Tenant] = field(default_factory=list)
     open_files: list[int] = field(default_factory=list)
@@ -113,7 +114,7 @@ class Host:
             subprocess.run(
                 ["ip", "link", "delete", "group", str(GROUP)], capture_output=True, check=False
             )
-            for table in ("raw", "nat", "filter"):
+            for table in ("raw", "nat", "filter") if self.rules else ():
                 run("iptables", "-t", table, "-F")
         while self.open_sockets:
             self.open_sockets.pop().close()
