@@ -22,6 +22,7 @@ int sandbox_tx(struct __sk_buff *skb)
 {
 	__u32 zero = 0, ifindex = skb->ifindex, slot;
 	struct node_config *config;
+	struct slot_counters *row;
 	struct binding *from;
 	struct inner inner;
 	enum drop_reason reason;
@@ -42,8 +43,10 @@ int sandbox_tx(struct __sk_buff *skb)
 		return drop(skb, DIRECTION_TX, DROP_NO_SLOT);
 	slot = *slot_row;
 	from = bindings.lookup(&slot);
-	if (!from)
+	row = slot_counters.lookup(&slot);
+	if (!from || !row)
 		return drop(skb, DIRECTION_TX, DROP_NO_SLOT);
+	fetch(&row->tx_remote);
 	if (read_bytes(skb, 0, &eth, sizeof(eth)))
 		return drop(skb, DIRECTION_TX, DROP_SHORT_FRAME);
 	if (!same_mac(eth.h_source, config->guest_mac))
