@@ -47,36 +47,23 @@ def slot_json(pool: SlotPool, place: Place) -> Json:
     }
 
 
-def sandbox_texts(
-    attachments: list[Attachment], places: list[Place], vpc: str, netns: str
-) -> list[str]:
-    """What each sandbox has of its own, as members of its body.
+def sandbox_text(one: Attachment, place: Place, vpc: str) -> str:
+    """What a sandbox has of its own, as members of its body.
 
-    They were attached together, in one mode, to slots of one kind. Put together by hand:
-    attaching waits for it, and no value can hold a character that JSON escapes, except the
-    path, which comes escaped. netns: where the slots' namespaces are, as JSON up to the
-    slot's index; "" if they have none.
+    Put together by hand: attaching waits for it, and no value can hold a character that
+    JSON escapes.
     """
-    first, kind = attachments[0], places[0].kind.value
-    network = f'"state":"attached","vpc":"{vpc}","vni":{first.endpoint.vni},"address":'
-    slot = f'"mode":"{first.mode.value}","slot":{{"id":"slot-'
-    at = f'"attached_at":"{rfc3339(first.attached_at)}"'
-    texts = []
-    for one, place in zip(attachments, places, strict=True):
-        sandbox, index, (_, address, mac, address6), generation, _, _ = one
-        ipv4 = "null" if address is None else f'"{ipv4_text(address)}"'
-        ipv6 = "null" if address6 is None else f'"{address6}"'
-        tap = "null" if place.tap is None else f'"{place.tap}"'
-        path = f'{netns}{index}"' if netns else "null"
-        texts.append(
-            f'"sandbox":"{sandbox}",{network}{ipv4},"address6":{ipv6},"mac":"{mac}",'
-            f'{slot}{index}","kind":"{kind}","netns":{path},"tap":{tap},'
-            f'"host_interface":"gnv{index}","host_ifindex":{place.ifindex}}},'
-            f'"generation":{generation},{at}'
-        )
-    return texts
+    sandbox, _, (vni, address, mac, address6), generation, attached_at, mode = one
+    ipv4 = "null" if address is None else f'"{ipv4_text(address)}"'
+    ipv6 = "null" if address6 is None else f'"{address6}"'
+    return (
+        f'"sandbox":"{sandbox}","state":"attached","vpc":"{vpc}","vni":{vni},'
+        f'"address":{ipv4},"address6":{ipv6},"mac":"{mac}","mode":"{mode.value}",'
+        f'"slot":{place.text},"generation":{generation},"attached_at":"{rfc3339(attached_at)}"'
+    )
 
 
+@lru_cache(maxsize=4)
 def rfc3339(seconds: float) -> str:
     """A time since the epoch, in UTC with microseconds."""
     whole, part = divmod(round(seconds * 1_000_000), 1_000_000)

@@ -32,6 +32,16 @@ class Place:
     ifindex: int  # of the host-side interface; 0 until it is made
     phase: Phase
     kind: SlotKind
+    text: str = ""  # as JSON, once it is made: attaching does not wait for it
+
+    def put_into_words(self, directory: str) -> None:
+        """Make the text. directory: of the namespaces, as JSON without its last quote."""
+        netns = "null" if self.kind is SlotKind.HOST_TAP else f'{directory}/slot-{self.index}"'
+        tap = "null" if self.tap is None else f'"{self.tap}"'
+        self.text = (
+            f'{{"id":"slot-{self.index}","kind":"{self.kind.value}","netns":{netns},"tap":{tap},'
+            f'"host_interface":"{self.host_interface}","host_ifindex":{self.ifindex}}}'
+        )
 
     @property
     def handed_out(self) -> bool:

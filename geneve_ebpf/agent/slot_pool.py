@@ -13,6 +13,7 @@ each, while attaches come in.
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections import deque
@@ -65,6 +66,7 @@ class SlotPool:
         kept = (kind for kind, number in targets.items() if number)
         self._default_kind = next(kept, SlotKind.NAMESPACE)
         self.directory = directory
+        self._directory_text = json.dumps(str(directory))[:-1]
         self.problem = ""  # why slots cannot be made, until one is
         self._said = ""  # by the last one that could not be made
         self._paused = False  # none is ordered for the moment
@@ -293,6 +295,8 @@ class SlotPool:
     def _enter(self, place: Place) -> None:
         self._places[place.index] = place
         self._count(place, 1)
+        if place.phase is not Phase.MAKING:
+            place.put_into_words(self._directory_text)
         if place.phase is Phase.READY:
             heappush(self._ready[place.kind], place.index)
 
@@ -400,6 +404,7 @@ class SlotPool:
                 self._ordered_making.remove(index)
                 place = self._places[index]
                 place.ifindex = ifindex
+                place.put_into_words(self._directory_text)
                 self._turn(place, Phase.READY)
                 heappush(self._ready[place.kind], index)
             if not self._paused:

@@ -14,7 +14,7 @@ from functools import partial
 import msgspec
 
 from geneve_ebpf.agent import requests
-from geneve_ebpf.agent.answers import schema
+from geneve_ebpf.agent.answers import sandbox_text, schema
 from geneve_ebpf.agent.api.call import Call, Failure, Shared, Table, json_answer
 from geneve_ebpf.agent.api.sandboxes import Sandboxes
 from geneve_ebpf.agent.events import Attached
@@ -133,8 +133,10 @@ class Batches:
             return 0
         if not attachments:
             return 0
-        texts = self._sandboxes.own_texts(attachments, places, vpc)
-        results += [f'{{"status":201,{text}}}' for text in texts]
+        results += [
+            f'{{"status":201,{sandbox_text(one, place, vpc)}}}'
+            for one, place in zip(attachments, places, strict=True)
+        ]
         self._shared.events.add_many(
             "attach",
             [Attached(attachment, vpc, 201, timing.total) for attachment in attachments],

@@ -13,7 +13,7 @@ from geneve_ebpf.agent.answers import (
     Json,
     counters_json,
     rfc3339,
-    sandbox_texts,
+    sandbox_text,
     schema,
     verified_json,
 )
@@ -33,10 +33,9 @@ from geneve_ebpf.agent.api.operations import accepted
 from geneve_ebpf.agent.events import Attached
 from geneve_ebpf.agent.exchange import Answer, Patient, Peer, Request
 from geneve_ebpf.agent.operations import Operation
-from geneve_ebpf.agent.places import Place
 from geneve_ebpf.agent.service import Timing
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.model import AddressMode, Attachment, Endpoint, SlotKind, parse_name
+from geneve_ebpf.model import AddressMode, Attachment, Endpoint, parse_name
 
 _SCHEMA = schema("sandbox")
 ASYNC_TIMEOUT = 60.0  # seconds that an asynchronous attach may take if none are named
@@ -48,8 +47,6 @@ class Sandboxes:
     def __init__(self, shared: Shared, failure: Failure) -> None:
         self._shared = shared
         self._failure = failure
-        directory = encode(str(shared.node.pool.directory)).decode()
-        self._netns_text = f"{directory[:-1]}/slot-"
 
     def table(self) -> Table:
         """The paths."""
@@ -218,14 +215,7 @@ class Sandboxes:
 
     def own_text(self, attachment: Attachment, vpc: str) -> str:
         """What it has of its own, as members of its body."""
-        return self.own_texts([attachment], [self._shared.node.pool.place(attachment.slot)], vpc)[0]
-
-    def own_texts(
-        self, attachments: list[Attachment], places: list[Place], vpc: str
-    ) -> list[str]:
-        """The same of some that were attached together."""
-        host_tap = places[0].kind is SlotKind.HOST_TAP
-        return sandbox_texts(attachments, places, vpc, "" if host_tap else self._netns_text)
+        return sandbox_text(attachment, self._shared.node.pool.place(attachment.slot), vpc)
 
     def native_guest(self, endpoint: Endpoint) -> str:
         """`guest` of one in native mode."""
