@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +30,8 @@ class Answer(NamedTuple):
     stream: lines of JSON that come one by one, instead of a body. final: the same
     request would get it again. descriptor: goes out with the first byte (SCM_RIGHTS);
     whoever sends the answer closes it. Only what was waited for may have one, or a stream.
+    then: what is done when it is out, before anything else is; only what is answered at
+    once may have that.
     """
 
     status: int
@@ -39,6 +41,7 @@ class Answer(NamedTuple):
     stream: AsyncIterator[bytes] | None = None
     final: bool = True
     descriptor: Descriptor | None = None
+    then: Callable[[], object] | None = None
 
 
 class Patient:

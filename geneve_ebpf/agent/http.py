@@ -415,6 +415,8 @@ class Connection(asyncio.Protocol):
 
     def _send(self, request: Request, answer: Answer, keep: bool, linger: bool = False) -> None:
         self._write(self._text(request, answer, keep), keep, linger)
+        if answer.then is not None:
+            answer.then()
 
     def _text(self, request: Request, answer: Answer, keep: bool) -> bytes:
         if answer.status == 204:

@@ -150,8 +150,8 @@ class Node:
         request came in. kind: of slot, if none is named. mode: None is clone; a
         namespace is native when `settle` has returned. called: it has waited for a
         slot and has its turn now; else those that wait go first. The timing is None if
-        the sandbox was attached so already. Raises GeneveError with the code that says
-        why not; then nothing has changed.
+        the sandbox was attached so already; else it is the caller's to `record`. Raises
+        GeneveError with the code that says why not; then nothing has changed.
         """
         began = checked = time.perf_counter_ns()
         try:
@@ -218,8 +218,11 @@ class Node:
         timing = Timing(
             began - received, checked - began, written - checked, time.perf_counter_ns() - received
         )
-        self._recorder.record(timing.wait, timing.validate, timing.write, timing.total, ok=True)
         return attachment, timing
+
+    def record(self, timing: Timing) -> None:
+        """An attach has taken so long."""
+        self._recorder.record(timing.wait, timing.validate, timing.write, timing.total, ok=True)
 
     def attach_row(
         self, names: Sequence[str], vpc_name: str, kind: SlotKind | None

@@ -278,6 +278,11 @@ def test_a_request_with_a_key_is_carried_out_once(bench):
     assert again == first
     assert bench.agent.head["Idempotency-Replayed"] == "true"
     assert bench.must("GET", "/v1/slots")["counts"]["reserved"] == 1
+    last = bench.must("GET", "/v1/node")["last_event"]
+    for _ in range(2):
+        bench.ask("PUT", "/v1/sandboxes/once", {"vpc": "blue"}, {"Idempotency-Key": "attach"})
+    events = bench.must("GET", f"/v1/events?since={last}")
+    assert [(one["event"], one["sandbox"]) for one in events] == [("attach", "once")]
     status, answer = bench.ask("POST", "/v1/vpcs", VPCS[0], key)
     assert (status, answer["error"]["code"]) == (422, "key_reused")
 

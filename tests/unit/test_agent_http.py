@@ -45,10 +45,16 @@ class Echo:
             return self.later(Answer(200, body, descriptor=Descriptor(writing)), wait)
         if request.target == "/nothing":
             return Answer(204)
+        if request.target == "/followed":
+            self.done.append("answered")
+            return Answer(200, body, then=lambda: self.done.append("followed"))
+        if request.target == "/done":
+            return Answer(200, json.dumps(self.done).encode())
         return Answer(200, body)
 
     def __init__(self):
         self.pipes = []  # the other ends of what was passed on
+        self.done = []
 
     async def later(self, answer, wait=0.05):
         if wait:
@@ -165,6 +171,24 @@ def test_a_request_may_come_in_single_bytes(connect):
         connection.sendall(bytes([byte]))
 
     assert bodies(connection.recv(65536)) == [(200, ["PUT", "/x", 3])]
+
+
+def test_what_follows_an_answer_is_done_before_anything_else(connect):
+    """Also where requests wait behind a slow one, and for who has gone."""
+    followed, done = ask_for(b"/followed"), b"GET /done HTTP/1.1\r\n" + CLOSE
+    pair = ["answered", "followed"]
+
+    one, two, three = connect(), connect(), connect()
+    one.sendall(followed + done)
+    assert bodies(until_closed(one))[1] == (200, pair)
+    two.sendall(ask_for(b"/slow") + followed + done)
+    assert bodies(until_closed(two))[2] == (200, pair * 2)
+    three.sendall(followed)
+    three.close()
+    four = connect()
+    four.sendall(done)
+
+    assert bodies(until_closed(four)) == [(200, pair * 3)]
 
 
 def test_head_is_get_without_the_body(connect):

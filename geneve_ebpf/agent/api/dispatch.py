@@ -138,7 +138,9 @@ class Api:
     def _settle(self, key: Hashable, answer: Answer) -> None:
         """Keep an answer, unless the same request may fare better another time."""
         if answer.final:
-            self._keys.end(key, answer, len(answer.body) + len(answer.head))
+            # What follows an answer does so once.
+            kept = answer._replace(then=None)
+            self._keys.end(key, kept, len(answer.body) + len(answer.head))
         else:
             self._keys.give_up(key)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from geneve_ebpf.agent import requests
@@ -67,7 +67,7 @@ class Sandboxes:
                 return self._attach_native(request, name, body)
             if request.fields:
                 return self._attach_as_wished(request, name, body)
-            return self._attach_now(request, name, body)
+            return self._attached(request, name, body)
         except BaseException as error:
             return self._failure(request, error)
 
@@ -79,6 +79,16 @@ class Sandboxes:
     def _attach_now(
         self, request: Request, name: str, body: requests.Attach, called: bool = False
     ) -> Answer:
+        """As `_attached`, with what follows: whoever waits for it may go before it is sent."""
+        answer = self._attached(request, name, body, called)
+        if answer.then is not None:
+            answer.then()
+        return answer._replace(then=None)
+
+    def _attached(
+        self, request: Request, name: str, body: requests.Attach, called: bool = False
+    ) -> Answer:
+        """Attach; what nobody waits for follows the answer."""
         attachment, timing = self._shared.node.attach(
             name,
             body.vpc,
@@ -93,12 +103,14 @@ class Sandboxes:
         text = self._sandbox_text(attachment, body.vpc, timing)
         if timing is not None and (body.address or body.address6):
             text += self.warnings(attachment)
-        # It is attached whatever comes of looking at it.
-        self.tell_attach(request, attachment, body.vpc, timing)
+        tell = partial(self.tell_attach, request, attachment, body.vpc, timing)
+        then: Callable[[], object] | None = tell
         if body.verify:
+            tell()  # it is attached whatever comes of looking at it
+            then = None
             seen = encode(verified_json(self._shared.node.probe(attachment))).decode()
             text = f'{text},"verified":{seen}'
-        return Answer(200 if timing is None else 201, f"{{{text}}}".encode())
+        return Answer(200 if timing is None else 201, f"{{{text}}}".encode(), then=then)
 
     def tell_attach(
         self, request: Request, attachment: Attachment, vpc: str, timing: Timing | None
@@ -111,6 +123,7 @@ class Sandboxes:
                 f" pid={request.peer.pid} trace={request.trace}",
             )
         else:
+            self._shared.node.record(timing)
             peer = request.peer
             content = Attached._make((attachment, vpc, 201, timing.total))
             self._shared.events.add("attach", content, request.trace, peer.uid, peer.pid)
