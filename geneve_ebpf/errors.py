@@ -51,6 +51,9 @@ class Code(Enum):
     BAD_VNI = Meaning(400, Exit.USAGE, False, "a VNI is not in 1..16777215")
     BAD_MAC = Meaning(400, Exit.USAGE, False, "a MAC address is malformed or not unicast")
     BAD_MTU = Meaning(400, Exit.USAGE, False, "an MTU is not in 576..65535")
+    BAD_NETNS = Meaning(
+        400, Exit.USAGE, False, "the path is no network namespace that a slot can be made in"
+    )
     BAD_CONFIG = Meaning(400, Exit.USAGE, False, "the agent's configuration is wrong")
     ADDRESS_OUTSIDE_VPC = Meaning(400, Exit.USAGE, False, "the address is in no prefix of the VPC")
     ADDRESS_RESERVED = Meaning(
@@ -88,6 +91,9 @@ class Code(Enum):
         409, Exit.BUSY, True, "the address was another sandbox's a moment ago"
     )
     SLOT_TAKEN = Meaning(409, Exit.CONFLICT, False, "the slot is not free to be used so")
+    INTERFACE_EXISTS = Meaning(
+        409, Exit.CONFLICT, False, "the namespace has such an interface, address or route already"
+    )
     TAP_BUSY = Meaning(409, Exit.BUSY, True, "the tap is open already: it has one queue")
     NODE_IN_USE = Meaning(
         409, Exit.CONFLICT, False, "the node has sandboxes or slots, or another has its namespace"

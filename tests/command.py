@@ -55,7 +55,7 @@ def refused(node: Node, *words: object, **options: Any) -> tuple[int, str]:
     plain = geneve(node, *words, **options)
     assert plain.stdout == ""
     assert plain.stderr.startswith("error: ")
-    assert f"({error['error']['code']})" in plain.stderr.splitlines()[0]
+    assert f"({error['error']['code']})" in plain.stderr.splitlines()[0], plain.stderr
     assert "Traceback" not in plain.stderr
     assert plain.returncode == done.returncode
     return done.returncode, error["error"]["code"]

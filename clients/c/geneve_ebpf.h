@@ -77,7 +77,9 @@ extern "C" {
 	X(52, KEY_REUSED, key_reused, 0) \
 	X(53, NODE_CORDONED, node_cordoned, 1) \
 	X(54, DEADLINE_EXCEEDED, deadline_exceeded, 1) \
-	X(55, TAP_BUSY, tap_busy, 1)
+	X(55, TAP_BUSY, tap_busy, 1) \
+	X(56, BAD_NETNS, bad_netns, 0) \
+	X(57, INTERFACE_EXISTS, interface_exists, 0)
 
 enum gnv_code {
 	GNV_OK = 0,

@@ -22,6 +22,7 @@ class Answered(NamedTuple):
 
     error: GeneveError | None
     descriptor: Descriptor | None = None
+    content: dict[str, Any] | None = None
 
 
 class Asked(NamedTuple):
@@ -48,25 +49,13 @@ class Asks:
         """There is none for the moment."""
         self._channel = None
 
-    async def ask(self, name: str, index: int, **more: Any) -> Descriptor | None:
+    async def ask(self, name: str, index: int, **more: Any) -> Answered:
         """Have something done about a slot, and wait until it is. Raises the GeneveError
         that says why it is not; NO_SLOT if no answer comes.
 
         Asked already, the answer to that is waited for.
         """
-        try:
-            answered = await asyncio.wait_for(
-                asyncio.shield(self.begin(name, index, **more)), PATIENCE
-            )
-        except TimeoutError:
-            raise GeneveError(
-                Code.NO_SLOT,
-                f"slot-{index}: the slot process does not answer",
-                hint="geneve-ebpf node status and the agent's log may say why; try again",
-            ) from None
-        if answered.error is not None:
-            raise answered.error
-        return answered.descriptor
+        return await answer_of(self.begin(name, index, **more), index)
 
     def is_open(self, name: str, index: int) -> bool:
         """Is that asked, and not answered yet?"""
@@ -94,3 +83,18 @@ class Asks:
         for name, other in [key for key in self._open if key[1] == index]:
             error = GeneveError(Code.NO_SLOT, f"slot-{index} is gone", hint="try again")
             self.answered(name, other, Answered(error))
+
+
+async def answer_of(asked: asyncio.Future[Answered], index: int) -> Answered:
+    """Wait for an answer about a slot, and raise the error that it may be; see `Asks.ask`."""
+    try:
+        answered = await asyncio.wait_for(asyncio.shield(asked), PATIENCE)
+    except TimeoutError:
+        raise GeneveError(
+            Code.NO_SLOT,
+            f"slot-{index}: the slot process does not answer",
+            hint="geneve-ebpf node status and the agent's log may say why; try again",
+        ) from None
+    if answered.error is not None:
+        raise answered.error
+    return answered

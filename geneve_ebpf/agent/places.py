@@ -6,6 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
+from geneve_ebpf.host.given import Given
 from geneve_ebpf.model import SlotKind
 
 TAP = "tap0"  # of every slot with a tap in its namespace
@@ -32,11 +35,14 @@ class Place:
     ifindex: int  # of the host-side interface; 0 until it is made
     phase: Phase
     kind: SlotKind
+    given: Given | None = None  # the namespace it is in, if others made that
     text: str = ""  # as JSON, once it is made: attaching does not wait for it
 
     def put_into_words(self, directory: str) -> None:
         """Make the text. directory: of the namespaces, as JSON without its last quote."""
         netns = "null" if self.kind is SlotKind.HOST_TAP else f'{directory}/slot-{self.index}"'
+        if self.given is not None:
+            netns = msgspec.json.encode(self.given.path).decode()
         tap = "null" if self.tap is None else f'"{self.tap}"'
         self.text = (
             f'{{"id":"slot-{self.index}","kind":"{self.kind.value}","netns":{netns},"tap":{tap},'

@@ -43,6 +43,13 @@ class Reserve(Body):
     owner: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFE)] | None = None
 
 
+class AddSlot(Body):
+    """POST /v1/slots."""
+
+    netns: str  # path of a namespace that the caller made
+    interface: str = "eth0"  # to be made in there
+
+
 class BatchAttach(Body):
     """An item of a batch's `attach`."""
 
@@ -195,6 +202,7 @@ _decode_batch = msgspec.json.Decoder(Batch).decode
 NOTHING = Decoder(Nothing)
 ATTACH = Decoder(Attach)
 RESERVE = Decoder(Reserve)
+ADD_SLOT = Decoder(AddSlot)
 RAW_BATCH = Decoder(RawBatch)
 BATCH_ATTACH = Decoder(BatchAttach)
 BATCH_DETACH = Decoder(BatchDetach)

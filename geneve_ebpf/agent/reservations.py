@@ -6,7 +6,10 @@ Knows nothing of HTTP, and runs in the agent's one thread. The maps are the reco
 
 from __future__ import annotations
 
+import re
+
 from geneve_ebpf.agent.admission import Admission
+from geneve_ebpf.agent.asks import answer_of
 from geneve_ebpf.agent.descriptor import Descriptor
 from geneve_ebpf.agent.intake import Intake
 from geneve_ebpf.agent.places import Phase, Place
@@ -14,6 +17,8 @@ from geneve_ebpf.agent.slot_pool import SlotPool
 from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import SlotKind
+
+_NO_INTERFACES = (".", "..", "all", "default", "lo")
 
 
 class Reservations:
@@ -40,6 +45,19 @@ class Reservations:
         self._dataplane.reserve(place.index)
         self._pool.move(place, Phase.RESERVED)
         return place
+
+    async def add(self, netns: str, interface: str) -> tuple[Place, bool]:
+        """A reserved slot in a namespace that others made, and whether it is new.
+
+        Of one interface in one namespace there is one slot, whoever asks how often. Raises
+        BAD_NETNS, INTERFACE_EXISTS, BUSY, NO_SLOT, NODE_CORDONED; then nothing is left.
+        """
+        check_interface(interface)
+        self._intake.check()
+        index, asked = self._pool.give(netns, interface)
+        answered = await answer_of(asked, index)
+        assert answered.content is not None
+        return self._pool.place(answered.content["slot"]), answered.content["slot"] == index
 
     def check_owner(self, kind: SlotKind | None) -> None:
         """Raise BAD_REQUEST if slots of that kind have nothing that a user could own."""
@@ -87,7 +105,8 @@ class Reservations:
                 f"another request opens {slot_id}'s tap, which has one queue",
                 hint="end whoever gets its descriptor, or leave it to him",
             )
-        descriptor = await self._pool.asks.ask("open", place.index, kind=place.kind.value)
+        answered = await self._pool.asks.ask("open", place.index, kind=place.kind.value)
+        descriptor = answered.descriptor
         assert descriptor is not None
         if place not in self._pool or not place.handed_out:
             descriptor.close()
@@ -126,6 +145,17 @@ class Reservations:
             f"{waiting} requests wait for a {kind.value} slot",
             hint="wait for one as well, with Request-Timeout, or place it elsewhere",
             details={"retry_after_s": self._pool.refill.seconds_for(waiting + 1)},
+        )
+
+
+def check_interface(name: str) -> None:
+    """Raise BAD_REQUEST for what the kernel, or /proc/sys, takes for no interface's name."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name, re.ASCII) or name in _NO_INTERFACES:
+        raise GeneveError(
+            Code.BAD_REQUEST,
+            f"{name[:40]!r} cannot be an interface's name",
+            hint="1 to 15 letters, digits, dots, dashes and underscores, such as eth0",
+            field="interface",
         )
 
 

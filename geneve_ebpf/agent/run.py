@@ -44,10 +44,11 @@ from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.notify import notify, tell_watchdog, watchdog_seconds
 from geneve_ebpf.agent.operations import Operations
 from geneve_ebpf.agent.pace import every
+from geneve_ebpf.agent.places import Place
 from geneve_ebpf.agent.queue import Queue
 from geneve_ebpf.agent.service import Node
 from geneve_ebpf.agent.slot_pool import SlotPool
-from geneve_ebpf.control.attached_log import AttachedLog
+from geneve_ebpf.control.attached_log import AttachedLog, Lost
 from geneve_ebpf.control.rest_log import RestLog
 from geneve_ebpf.control.state import DesiredState, Rules
 from geneve_ebpf.control.store import Store
@@ -236,7 +237,9 @@ class _Agent:
             soon,
         )
         self._node.adopt()
-        self._tell_lost()
+        for lost in self._node.lost:  # the kernel has started anew
+            self._tell_lost(lost)
+        pool.on_lost = self._lost
         if self._node.intake.refuses is not None:
             self._queue.refuse(self._node.intake.refuses)
         pool.on_ready = partial(self._queue.serve, pool.ready_of)
@@ -346,18 +349,23 @@ class _Agent:
         for child in self._children:
             child.start()
 
-    def _tell_lost(self) -> None:
-        """Who was attached and is not, because the kernel has started anew: one event each."""
-        for one in self._node.lost:
-            what: Json = {
-                "sandbox": one.sandbox,
-                "vpc": self._node.vpc_name(one.vni),
-                "vni": one.vni,
-                "address": list(one.addresses),
-                "slot": f"slot-{one.slot}",
-                "generation": one.generation,
-            }
-            self._events.add("sandbox-lost", Said(what))
+    def _tell_lost(self, one: Lost) -> None:
+        """Who was attached and is not, and nobody has detached it: an event."""
+        what: Json = {
+            "sandbox": one.sandbox,
+            "vpc": self._node.vpc_name(one.vni),
+            "vni": one.vni,
+            "address": list(one.addresses),
+            "slot": f"slot-{one.slot}",
+            "generation": one.generation,
+        }
+        self._events.add("sandbox-lost", Said(what))
+
+    def _lost(self, place: Place) -> None:
+        """The namespace of others that a slot was made in is gone."""
+        lost = self._node.lose(place)
+        if lost is not None:
+            self._tell_lost(lost)
 
     def _problems(self) -> list[str]:
         """Why the node is not whole."""

@@ -23,7 +23,7 @@ from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.places import Phase, Place
 from geneve_ebpf.agent.reservations import Reservations, parse_slot
 from geneve_ebpf.agent.slot_pool import SlotPool
-from geneve_ebpf.control.attached_log import AttachedLog, Lost
+from geneve_ebpf.control.attached_log import AttachedLog, Lost, known
 from geneve_ebpf.control.rest_log import Rest, RestLog
 from geneve_ebpf.dataplane import Counters, DataPlane, Probe, Prober, not_probed
 from geneve_ebpf.errors import Code, GeneveError
@@ -351,6 +351,19 @@ class Node:
                 for sandbox, address, until in book.resting()
             )
         return attachment, counters
+
+    def lose(self, place: Place) -> Lost | None:
+        """A slot's namespace went, and whoever was in there with it: detach, and remember that."""
+        found = [one for one in self._attachments.values() if one.slot == place.index]
+        if not found:
+            return None
+        (attachment,) = found
+        self.detach(attachment.sandbox, attachment.generation)
+        lost = known(attachment)
+        self.lost.append(lost)
+        if self._attached_log.lost(lost):
+            self._later(self._write_attached)
+        return lost
 
     def probe(self, attachment: Attachment) -> list[Probe]:
         """What the node's programs make of packets for the sandbox: see `Prober`.

@@ -18,6 +18,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from geneve_ebpf.agent.places import Phase, Place
 from geneve_ebpf.agent.portions import BATCH, QUIET, Portions
 from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.host.given import Given, Records
 from geneve_ebpf.model import SlotKind, SlotState
 
 SLOTS_MAX = constant("MAX_SLOTS")
@@ -74,6 +76,8 @@ class SlotPool:
         # Where segments are merged, as dataplane.merging.Merged has it.
         self.merging: dict[str, Any] = {"device": "", "uplinks": [], "reasons": []}
         self.on_mtu: Callable[[int], None] = lambda _: None  # called with the slots' MTU
+        # Called with a slot whose namespace has gone, and somebody is attached there.
+        self.on_lost: Callable[[Place], None] = lambda _: None
         self.on_ready: Callable[[], None] = lambda: None  # called when slots may be ready
         self.refill = Rate(time.monotonic)  # slots that become ready
         self._mtu = dataplane.mtu
@@ -155,6 +159,8 @@ class SlotPool:
 
     def netns(self, place: Place) -> str | None:
         """Path of the slot's namespace; None if it is the node's."""
+        if place.given is not None:
+            return place.given.path
         if place.kind is SlotKind.HOST_TAP:
             return None
         return f"{self.directory}/slot-{place.index}"
@@ -163,6 +169,7 @@ class SlotPool:
 
     def adopt(self, attached: set[int]) -> None:
         """Take over the slots that the maps hold; `attached` are those with a sandbox."""
+        given = dict(Records(self.directory.parent))
         for slot in self._dataplane.slots():
             if slot.index in attached:
                 phase = Phase.ATTACHED
@@ -173,7 +180,8 @@ class SlotPool:
             else:
                 phase = Phase.RETIRING
                 self._to_destroy.append(slot.index)
-            self._enter(Place(slot.index, slot.ifindex, phase, slot.kind))
+            place = Place(slot.index, slot.ifindex, phase, slot.kind, given.get(slot.index))
+            self._enter(place)
         self._next = max(self._places, default=-1) + 1
         self._free = [index for index in range(self._next) if index not in self._places]
         heapify(self._free)
@@ -226,6 +234,40 @@ class SlotPool:
         """They were taken by `take_ready`, and are ready still."""
         for place in places:
             heappush(self._ready[place.kind], place.index)
+
+    def give(self, netns: str, interface: str) -> tuple[int, asyncio.Future[Answered]]:
+        """Have a slot made in a namespace of others', for whoever asks. Raises NO_SLOT.
+
+        Its index, and what comes of it; `content` has the index of the slot that is there
+        then, which may be one that was there already. It is reserved whoever waits for that.
+        """
+        if not self._free and self._next >= SLOTS_MAX:
+            raise GeneveError(
+                Code.NO_SLOT,
+                f"all {SLOTS_MAX} slots that a node can have exist",
+                hint="place it elsewhere",
+            )
+        index = self._begin(SlotKind.NAMESPACE)
+        asked = self.asks.begin("give", index, netns=netns, interface=interface)
+        asked.add_done_callback(partial(self._given, self._places[index]))
+        return index, asked
+
+    def _given(self, place: Place, asked: asyncio.Future[Answered]) -> None:
+        error, _, content = asked.result()
+        if error is None and content and content["slot"] == place.index:
+            place.ifindex, place.given = content["ifindex"], Given(**content["given"])
+            place.put_into_words(self._directory_text)
+            self._turn(place, Phase.RESERVED)
+        else:
+            self._leave(place)
+            heappush(self._free, place.index)
+
+    def _begin(self, kind: SlotKind) -> int:
+        """Enter a slot that is about to be made, with an index that is free."""
+        index = heappop(self._free) if self._free else self._next
+        self._next = max(self._next, index + 1)
+        self._enter(Place(index, 0, Phase.MAKING, kind))
+        return index
 
     def move(self, place: Place, phase: Phase) -> None:
         """The slot's sandbox came, or it was reserved; the maps have it already."""
@@ -357,9 +399,7 @@ class SlotPool:
                 self.problem = f"all {SLOTS_MAX} slots that a node can have exist"
                 self._paused = True
                 break
-            index = heappop(self._free) if self._free else self._next
-            self._next = max(self._next, index + 1)
-            self._enter(Place(index, 0, Phase.MAKING, kind))
+            index = self._begin(kind)
             self._ordered_making.add(index)
             make[kind].append(index)
         space = max(0, room - len(self._ordered_destroying))
@@ -416,7 +456,8 @@ class SlotPool:
                 self._gone(index)
         elif event["event"] == "answered":
             error = event["error"]
-            answered = Answered(error and GeneveError.from_json(error), descriptor)
+            error = error and GeneveError.from_json(error)
+            answered = Answered(error, descriptor, event["content"])
             self.asks.answered(event["op"], event["index"], answered)
         elif event["event"] == "lost":
             self._lost(event["index"])
@@ -439,6 +480,10 @@ class SlotPool:
     def _lost(self, index: int) -> None:
         """Somebody deleted the interface of a slot: nobody must be attached to it."""
         place = self._places.get(index)
+        if place is not None and place.given is not None and place.phase is Phase.ATTACHED:
+            self._log.warning("slot-lost", slot=f"slot-{index}", was=place.phase.value)
+            self.on_lost(place)
+            return
         if place is None or place.phase not in (Phase.READY, Phase.RESERVED):
             return  # taken or given back since
         self._log.warning("slot-lost", slot=f"slot-{index}", was=place.phase.value)

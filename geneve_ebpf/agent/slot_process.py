@@ -11,24 +11,26 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"op": "number", "indexes": [N], "addresses": ["…"]}
     {"op": "own", "indexes": [N], "kind": "tap"|"host-tap", "owner": UID}
     {"op": "open", "indexes": [N], "kind": "tap"|"host-tap"}
+    {"op": "give", "indexes": [N], "netns": "PATH", "interface": "NAME"}
     {"event": "ready", "slots": [[INDEX, IFINDEX], …], "us": N}
     {"event": "gone", "indexes": [N, …]}
     {"event": "lost", "index": N}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
-    {"event": "answered", "op": "number"|"own"|"open", "index": N, "error": null|{"code": "…", …},
-        "passes": true|false}
+    {"event": "answered", "op": "number"|"own"|"open"|"give", "index": N,
+        "error": null|{"code": "…", …}, "passes": true|false, "content": null|{…}}
     {"event": "uplinks", "mtu": N, "problems": ["…"],
         "merging": {"device": "vxlan", "uplinks": ["…"], "reasons": ["…"]}}
 
 It writes the slots map at both ends of a slot's life. "ready" comes for those of an order that
 were made, all together in so many microseconds; the others fail one by one. "gone" comes when the
 interface has vanished and an RCU grace period is over: the index may be used
-again. "lost" comes when a slot that nobody has attached to turns out to have no
-interface any more: somebody deleted it. "answered" says what became of what is asked about one
-slot: "number" gives eth0 in a namespace its VPC addresses in place of what every slot has, "own"
-gives a tap to a user, "open" opens one, whose descriptor passes with the answer's line. "uplinks"
-comes at the start and when an uplink went, came back, changed its MTU or whether it merges; eth0 in
-every slot follows, a few slots at a time.
+again. "lost" comes when a slot that nobody has attached to, or one in a namespace that others
+made, turns out to have no interface any more: somebody deleted it, or the namespace is gone.
+"answered" says what became of what is asked about one slot: "number" gives eth0 in a namespace its
+VPC addresses in place of what every slot has, "own" gives a tap to a user, "open" opens one, whose
+descriptor passes with the answer's line, "give" makes a reserved slot in a namespace that others
+made, or finds the one that is there. "uplinks" comes at the start and when an uplink went, came
+back, changed its MTU or whether it merges; eth0 in every slot follows, a few slots at a time.
 
 When the agent goes, so does this process, whatever it is doing: what it leaves
 half made has no entry in the slots map, and the next one clears it; what it
@@ -47,14 +49,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from ipaddress import IPv6Address, ip_address
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from geneve_ebpf.dataplane import DataPlane, facts, splice_program
 from geneve_ebpf.dataplane.uplinks import Seen, Uplinks
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import messages, namespaces, slots, taps
+from geneve_ebpf.host.given import Given, Records, open_netns
 from geneve_ebpf.host.netlink import IPRoute, NetlinkError, RouteSocket
 from geneve_ebpf.host.settings import Settings
+from geneve_ebpf.loader import hooks
 from geneve_ebpf.loader.bpf import quiesce
 from geneve_ebpf.model import AddressMode, NodeSettings, SlotKind, SlotState
 
@@ -62,6 +66,16 @@ _VANISH_PATIENCE = 2.0  # seconds until a namespace that lingers loses its inter
 _ROUND = 60.0  # seconds of rest between looks for slots that were lost
 _POLL = 0.01  # seconds between looks at interfaces that are to vanish
 _RESIZE_AT_ONCE = 32  # slots; less than a millisecond each, and orders wait meanwhile
+
+
+class Reply(NamedTuple):
+    """What comes of a question about one slot.
+
+    passed: a descriptor, which is passed on with it and closed.
+    """
+
+    passed: int | None = None
+    content: dict[str, Any] | None = None
 
 
 class SlotMaker:
@@ -90,6 +104,8 @@ class SlotMaker:
                 slots.HostTapKind(settings.tap_owner),
             )
         }
+        self._records = Records(settings.run_directory)
+        self._given: dict[int, Given] = {}  # slots in namespaces that others made
         self._vanishing: dict[int, float] = {}  # index -> when to stop waiting
         self._to_resize: list[int] = []
         self._to_resize_later: set[int] = set()  # those that failed, once a round
@@ -131,11 +147,13 @@ class SlotMaker:
     def _listen(self) -> None:
         """Something changed on some interface, our own slots' among them."""
         try:
-            concerned = any(
-                messages.link_name(body) in self._uplinks.watched for _, body in self._ear.listen(0)
-            )
+            heard = [(kind, messages.link_name(body)) for kind, body in self._ear.listen(0)]
+            concerned = any(name in self._uplinks.watched for _, name in heard)
+            if self._given and any(kind == messages.DELLINK for kind, _ in heard):
+                self._look_for_vanished_given()
         except OSError:  # more changed than could be told
             concerned = True
+            self._look_for_vanished_given()
         if concerned:
             self._look_at_uplinks()
 
@@ -175,11 +193,21 @@ class SlotMaker:
         waiting = (SlotState.READY, SlotState.RESERVED)
         for index in slots.lost(s.index for s in self._plane.slots() if s.state in waiting):
             self._tell(event="lost", index=index)
+        self._look_for_vanished_given()
+
+    def _look_for_vanished_given(self) -> None:
+        """A namespace may go at any time, and whoever is root in one may delete eth0."""
+        for index in slots.lost(self._given):
+            if index not in self._vanishing:
+                self._tell(event="lost", index=index)
 
     def _clear_half_made(self) -> None:
         """Drop what a maker that died in the middle left: a namespace that no map knows."""
         known = {slot.index for slot in self._plane.slots()}
         slots.clear_half_made(self._ip, self._place, known)
+        self._given = dict(self._records)
+        for index in self._given.keys() - known:
+            self._take_back(index)
 
     def _obey(self, op: str, indexes: list[int], **more: Any) -> None:
         if op in self._answers:
@@ -196,37 +224,90 @@ class SlotMaker:
             self._tell_failed(op, indexes, repr(error))
 
     def _answer(self, op: str, index: int, more: dict[str, Any]) -> None:
-        error = passed = None
+        error, reply = None, Reply()
         try:
-            passed = self._answers[op](self, index, **more)
+            reply = self._answers[op](self, index, **more)
         except GeneveError as refused:
             error = refused
         except OSError as failed:
             error = GeneveError(Code.NO_SLOT, str(failed), hint="try again with another slot")
         self._tell(
-            passed,
+            reply.passed,
             event="answered",
             op=op,
             index=index,
             error=error and error.as_json()["error"],
-            passes=passed is not None,
+            passes=reply.passed is not None,
+            content=reply.content,
         )
-    def _number(self, index: int, addresses: list[str]) -> None:
+    def _number(self, index: int, addresses: list[str]) -> Reply:
         slots.number(self._place, index, [ip_address(one) for one in addresses])
+        return Reply()
 
-    def _own(self, index: int, kind: str, owner: int) -> None:
+    def _own(self, index: int, kind: str, owner: int) -> Reply:
         with slots.beside_tap(self._place, index, SlotKind(kind)) as tap:
             taps.give(tap, owner)
+        return Reply()
 
-    def _open(self, index: int, kind: str) -> int:
+    def _open(self, index: int, kind: str) -> Reply:
         with slots.beside_tap(self._place, index, SlotKind(kind)) as tap:
-            return taps.open_tap(tap)
+            return Reply(taps.open_tap(tap))
 
-    # What answers a question about one slot; a descriptor is passed on and closed.
-    _answers: ClassVar[dict[str, Callable[..., int | None]]] = {
+    def _give(self, index: int, netns: str, interface: str) -> Reply:
+        """Make the slot, unless there is one of that interface in that namespace."""
+        namespace = open_netns(netns)
+        try:
+            wanted = Given.of(netns, namespace, interface)
+            slots.refuse_ours(self._place, wanted, namespace, hooks.ANCHOR)
+            for other, one in self._given.items():
+                if one.is_same(wanted) and not slots.gone(other):
+                    return self._given_already(other)
+            self._take_back(index)  # what a maker that died in the middle left
+            self._records.add(index, wanted)
+            self._given[index] = wanted
+            try:
+                kind = slots.GivenKind(namespace, interface)
+                ifindex = slots.make(self._route, self._place, index, kind)
+                self._plane.add_slot(index, ifindex, kind.name, SlotState.RESERVED)
+            except BaseException:
+                self._take_back(index)
+                raise
+        finally:
+            os.close(namespace)
+        return self._made_given(index, wanted)
+
+    def _given_already(self, index: int) -> Reply:
+        slot = self._plane.slot(index)
+        if slot.state is SlotState.TAKEN and self._plane.attachment(index) is None:
+            raise GeneveError(
+                Code.BUSY, f"slot-{index} is there and is being destroyed", hint="try again"
+            )
+        return self._made_given(index, self._given[index])
+
+    def _made_given(self, index: int, given: Given) -> Reply:
+        return Reply(
+            content={
+                "slot": index,
+                "ifindex": self._plane.slot(index).ifindex,
+                "given": asdict(given),
+            }
+        )
+
+    def _take_back(self, index: int) -> None:
+        """Undo what was made in a namespace of others' and is in no map."""
+        slots.cut_off(self._ip, index)
+        self._forget_given(index)
+
+    def _forget_given(self, index: int) -> None:
+        if self._given.pop(index, None) is not None:
+            self._records.remove(index)
+
+    # What answers a question about one slot.
+    _answers: ClassVar[dict[str, Callable[..., Reply]]] = {
         "number": _number,
         "own": _own,
         "open": _open,
+        "give": _give,
     }
 
     def _make(self, indexes: list[int], kind: slots.Kind) -> None:
@@ -295,6 +376,7 @@ class SlotMaker:
             del self._vanishing[index]
         quiesce()  # once for all of them
         for index in done:
+            self._forget_given(index)
             self._plane.remove_slot(index)
         self._tell(event="gone", indexes=done)
 

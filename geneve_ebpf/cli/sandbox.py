@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +13,8 @@ import typer
 from geneve_ebpf.cli import output
 from geneve_ebpf.cli.command import agent
 from geneve_ebpf.cli.execute import Words, command_of, execute
-from geneve_ebpf.cli.slot import Kind, parse_slot, place_of
+from geneve_ebpf.cli.slot import Interface, Kind, Netns, given, parse_slot, place_of
+from geneve_ebpf.client import AgentClient
 from geneve_ebpf.errors import Code, Exit, GeneveError
 from geneve_ebpf.model import AddressMode, parse_address, parse_name
 
@@ -43,6 +46,8 @@ def attach(
         ),
     ] = "",
     kind: Kind = None,
+    netns: Netns = "",
+    interface: Interface = "eth0",
     mode: Annotated[
         AddressMode | None,
         typer.Option(
@@ -100,7 +105,7 @@ def attach(
         headers["Request-Timeout"] = f"{timeout:f}"
     if later:
         headers["Prefer"] = "respond-async"
-    with agent(timeout=30 + (timeout or 0)) as client:
+    with agent(timeout=30 + (timeout or 0)) as client, _slot_in(client, netns, interface, body):
         status, answer = client.request("PUT", path, body, headers)
     if status == 202:
         output.emit(answer, f"{sandbox} is being attached: operation {answer['operation']}")
@@ -118,6 +123,36 @@ def attach(
     )
     if verify and not answer["verified"]["passed"]:
         raise typer.Exit(Exit.DEGRADED)
+
+
+@contextlib.contextmanager
+def _slot_in(
+    client: AgentClient, netns: str, interface: str, body: dict[str, Any]
+) -> Iterator[None]:
+    """Have the attach that `body` asks for be in a namespace of the caller's, if he named one.
+
+    The slot is made first; one that is new is given back if the attach fails.
+    """
+    if not netns:
+        yield
+        return
+    for other in ("slot", "kind"):
+        if other in body:
+            raise GeneveError(
+                Code.BAD_REQUEST,
+                f"--netns makes a slot of its own, so --{other} says nothing",
+                hint="give one of the two",
+                field=other,
+            )
+    status, answer = client.request("POST", "/v1/slots", given(netns, interface))
+    body["slot"] = answer["slot"]["id"]
+    try:
+        yield
+    except BaseException:
+        if status == 201:
+            with contextlib.suppress(GeneveError):
+                client.request("DELETE", f"/v1/slots/{body['slot']}")
+        raise
 
 
 def detach(

@@ -49,6 +49,37 @@ def reserve(
     output.emit(answer, "  ".join(filter(None, (slot["id"], slot["netns"], slot["tap"]))))
 
 
+Netns = Annotated[
+    str,
+    typer.Option(
+        "--netns",
+        metavar="PATH",
+        help="A network namespace of your own: the slot is made in there.",
+        show_default=False,
+    ),
+]
+Interface = Annotated[
+    str, typer.Option("--interface", metavar="NAME", help="The interface in there.")
+]
+
+
+@app.command(cls=Command)
+def add(netns: Netns, interface: Interface = "eth0") -> None:
+    """Make a slot in a namespace of your own: prints its id, and where it is.
+
+    Reserved, to be attached or released. The same again gives the same slot.
+    """
+    with agent() as client:
+        _, answer = client.request("POST", "/v1/slots", given(netns, interface))
+    slot = answer["slot"]
+    output.emit(answer, f"{slot['id']}  {output.one_line(slot['netns'])}  {interface}")
+
+
+def given(netns: str, interface: str) -> dict[str, Any]:
+    """What asks for a slot in a namespace; its path may be relative to where we are."""
+    return {"netns": os.path.abspath(netns), "interface": interface}
+
+
 def _uid(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) < 11:
         return int(text)

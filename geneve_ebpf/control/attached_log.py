@@ -55,7 +55,8 @@ class AttachedLog:
         self._descriptor = -1
         self._lines = 0
         self._due = LINES_MAX  # lines at which it is time for `rewrite`
-        self._unwritten: list[Attachment | str] = []  # the latter was detached
+        # A name was detached; who was lost was detached before.
+        self._unwritten: list[Attachment | Lost | str] = []
         self.full = False  # it is time for `rewrite`
         self.generation = 0  # the highest that `read` found
 
@@ -91,11 +92,13 @@ class AttachedLog:
         """Note a detach, or that somebody who was lost is seen to; as `attached`."""
         return self._note((sandbox,))
 
+    def lost(self, one: Lost) -> bool:
+        """Note that somebody who was attached is lost; as `attached`."""
+        return self._note((one,))
+
     def flush(self) -> None:
         """Write what was noted. What a full disk has no room for is made good by `rewrite`."""
-        text = "".join(
-            [f"- {o}\n" if isinstance(o, str) else _line("+", _known(o)) for o in self._unwritten]
-        )
+        text = "".join(map(_line_of, self._unwritten))
         self._unwritten.clear()
         if self._descriptor >= 0 and not self._append(text.encode()):
             self._due = min(self._due, self._lines + AGAIN_AFTER)
@@ -110,7 +113,7 @@ class AttachedLog:
         """
         lines = [f"{self._boot}\n", f"^ {generation}\n"]
         lines += [_line("?", one) for one in lost[-LOST_MAX:]]
-        lines += [_line("+", _known(one)) for one in attachments]
+        lines += [_line("+", known(one)) for one in attachments]
         content = "".join(lines).encode()
         self._unwritten.clear()
         self.full, self._due = False, self._lines + AGAIN_AFTER
@@ -154,14 +157,20 @@ class AttachedLog:
         except OSError:
             return False
 
-    def _note(self, some: tuple[Attachment | str, ...]) -> bool:
+    def _note(self, some: tuple[Attachment | Lost | str, ...]) -> bool:
         first = not self._unwritten
         self._unwritten += some
         self._lines += len(some)
         return first
 
 
-def _known(one: Attachment) -> Lost:
+def _line_of(note: Attachment | Lost | str) -> str:
+    if isinstance(note, str):
+        return f"- {note}\n"
+    return _line("?", note) if isinstance(note, Lost) else _line("+", known(note))
+
+
+def known(one: Attachment) -> Lost:
     vni, address, _, address6 = one.endpoint
     texts = () if address is None else (ipv4_text(address),)
     if address6 is not None:

@@ -21,6 +21,7 @@ from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.dataplane.uplinks import slot_mtu, write_mtu
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import links, namespaces, slots
+from geneve_ebpf.host.given import Records
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import bpf, capabilities, hooks
 from geneve_ebpf.loader.compile import load_and_pin
@@ -166,6 +167,7 @@ def _down(settings: NodeSettings) -> None:
     netns_directory = settings.run_directory / "netns"
     names = sorted(netns_directory.glob("slot-*")) if netns_directory.exists() else []
     indexes = {int(path.name.removeprefix("slot-")) for path in names} | _known_slots(settings)
+    indexes |= {index for index, _ in Records(settings.run_directory)}
     # A namespace that is gone took its interfaces with it: the rest still goes.
     there = contextlib.suppress(GeneveError) if settings.netns else contextlib.nullcontext()
     with there, namespaces.entering(settings.netns), IPRoute() as ip, RouteSocket() as door:

@@ -352,9 +352,16 @@ class DataPlane(Routes):
         """Every slot there is, with its state."""
         return (self.slot(i) for i in sorted(v.value for _, v in self._slots_by_ifindex.items()))
 
-    def add_slot(self, index: int, ifindex: int, kind: SlotKind = SlotKind.NAMESPACE) -> None:
-        """A slot was made: it becomes READY. For the process that makes slots."""
-        binding = Binding(state=_READY, ifindex=ifindex, kind=_SLOT_KINDS.index(kind))
+    def add_slot(
+        self,
+        index: int,
+        ifindex: int,
+        kind: SlotKind = SlotKind.NAMESPACE,
+        state: SlotState = SlotState.READY,
+    ) -> None:
+        """A slot was made: it becomes READY, or is somebody's at once, RESERVED. For the process
+        that makes slots."""
+        binding = Binding(state=state.value, ifindex=ifindex, kind=_SLOT_KINDS.index(kind))
         self._bindings.memory[index * self._bindings.step : (index + 1) * self._bindings.step] = (
             bytes(binding)
         )

@@ -152,6 +152,12 @@ def disable_ipv6(name: str) -> None:
         path.write_text("1")
 
 
+def has_ipv6(name: str) -> bool:
+    """Whether the interface may have IPv6 addresses; "default": one that is made now."""
+    setting = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
+    return setting.exists() and setting.read_text().strip() == "0"
+
+
 def believe_no_router(name: str) -> bool:
     """Take nothing from router advertisements. False where the kernel has no IPv6 at all.
 
@@ -165,6 +171,15 @@ def believe_no_router(name: str) -> bool:
     if name == "default":
         (settings / "addr_gen_mode").write_text("1")
     return True
+
+
+def begin_ipv6_anew(name: str) -> None:
+    """Take all IPv6 addresses from an interface, the link's own too, and believe no router."""
+    settings = Path(f"/proc/sys/net/ipv6/conf/{name}")
+    (settings / "disable_ipv6").write_text("1")
+    (settings / "accept_ra").write_text("0")
+    (settings / "addr_gen_mode").write_text("1")
+    (settings / "disable_ipv6").write_text("0")
 
 
 def set_up(ip: IPRoute, index: int) -> None:

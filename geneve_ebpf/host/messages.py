@@ -16,7 +16,7 @@ Address = IPv4Address | IPv6Address
 # Groups of notifications, for a RouteSocket.
 LINKS, ADDRESSES6 = 0x1, 0x100
 
-_NEWLINK, _DELLINK, _SETLINK, _NEWADDR, _NEWROUTE, _NEWNEIGH = 16, 17, 19, 20, 24, 28
+_NEWLINK, DELLINK, _SETLINK, _NEWADDR, _NEWROUTE, _NEWNEIGH = 16, 17, 19, 20, 24, 28
 _GETLINK, _IFLA_OPERSTATE, _IFLA_EXT_MASK = 18, 16, 29
 _RTEXT_FILTER_SKIP_STATS, _IF_OPER_UP = 0x8, 6
 _NEWQDISC, _GETQDISC, _DELADDR = 36, 38, 21
@@ -132,7 +132,7 @@ def link(index: int) -> Request:
 
 def link_remove(index: int) -> Request:
     """Delete an interface, and its peer. 20 to 40 ms of RTNL."""
-    return Request(_DELLINK, 0, struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0))
+    return Request(DELLINK, 0, struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0))
 
 
 def clsact(index: int, ingress_block: int, egress_block: int) -> Request:

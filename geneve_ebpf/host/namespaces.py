@@ -112,17 +112,24 @@ def visiting(path: Path) -> Iterator[None]:
     """As `entering`, of a namespace that may be gone: raises the OSError that says so."""
     there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        before = current()
-        try:
-            enter(there)
-            try:
-                yield
-            finally:
-                enter(before)
-        finally:
-            os.close(before)
+        with inside(there):
+            yield
     finally:
         os.close(there)
+
+
+@contextmanager
+def inside(there: int) -> Iterator[None]:
+    """This thread is meanwhile in a namespace that is open. Raises OSError."""
+    before = current()
+    try:
+        enter(there)
+        try:
+            yield
+        finally:
+            enter(before)
+    finally:
+        os.close(before)
 
 
 def create(path: Path) -> int:

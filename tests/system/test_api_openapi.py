@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from geneve_ebpf.agent.api import Api
-from lab.network import Lab
+from lab.network import NETNS, Lab, run
 from tests.api import (
     OPENAPI,
     Agent,
@@ -105,6 +106,11 @@ EXCHANGES: list[tuple[Any, ...]] = [
     (400, "POST", "/v1/slots:reserve", {"owner": 7}),
     (400, "POST", "/v1/slots:reserve", {"kind": "tap", "owner": 1 << 32}),
     (503, "POST", "/v1/slots:reserve", {"kind": "tap", "owner": 7}),
+    (201, "POST", "/v1/slots", {"netns": "{box}"}),
+    (200, "POST", "/v1/slots", {"netns": "{box}", "interface": "eth0"}),
+    (400, "POST", "/v1/slots", {"netns": "/dev/null"}),
+    (201, "PUT", "/v1/sandboxes/boxed", {"vpc": "blue", "slot": "{slot}", "mode": "native"}),
+    (200, "DELETE", "/v1/sandboxes/boxed", None),
     (201, "POST", "/v1/slots:reserve", {"kind": "host-tap"}),
     (200, "POST", "/v1/taps/{slot}", None),
     (200, "DELETE", "/v1/slots/{slot}", None),
@@ -201,7 +207,13 @@ EXCHANGES: list[tuple[Any, ...]] = [
 def answers():
     """All exchanges with one agent: (wanted status, method, target, body, status, answer)."""
     found = []
-    with Lab(Path(f"/run/{PREFIX}-openapi"), f"{PREFIX}-openapi") as lab:
+    box = f"{PREFIX}openapi-box"
+    with (
+        Lab(Path(f"/run/{PREFIX}-openapi"), f"{PREFIX}-openapi") as lab,
+        contextlib.ExitStack() as stack,
+    ):
+        run("ip", "netns", "add", box)
+        stack.callback(run, "ip", "netns", "delete", box)
         lab.make_nodes(1, slots=12, metrics=False)  # nobody waits for one unless told to
         config = lab.nodes[0].config
         config.write_text(config.read_text().replace("slots =", "host_tap_slots = 1\nslots ="))
@@ -211,6 +223,8 @@ def answers():
         slot = failed = done = ""
         for wanted, method, raw, body, *headers in EXCHANGES:
             target = raw.replace("{slot}", slot).replace("{failed}", failed)
+            if isinstance(body, dict) and body.get("netns") == "{box}":
+                body = body | {"netns": str(NETNS / box)}
             if isinstance(body, dict) and body.get("slot"):
                 body = body | {"slot": slot}
             if body == "until there is none":
@@ -237,7 +251,7 @@ def answers():
                 done = done or answer["operation"]
             if raw == "/v1/operations?state=failed" and answer["operations"]:
                 failed = answer["operations"][-1]["operation"]
-            if raw == "/v1/slots:reserve" and status == 201:
+            if raw.startswith("/v1/slots") and method == "POST" and status == 201:
                 slot = answer["slot"]["id"]
             found.append((wanted, method, target, body, status, answer))
         agent.close()

@@ -9,6 +9,7 @@ is no namespace, interface, pin or map entry that nobody knows of.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -25,10 +26,11 @@ from geneve_ebpf.agent.config import load
 from geneve_ebpf.dataplane import DataPlane, tear_down
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import namespaces
+from geneve_ebpf.host.given import Records
 from geneve_ebpf.loader.maps import Table
 from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import SlotState
-from lab.network import UPLINK, Lab, Node
+from lab.network import NETNS, UPLINK, Lab, Node, inside, run
 from tests.dying import AGENT, EVERY_LINE, NODE_SETUP, SLOT_PROCESS, Killer, chosen
 from tests.nodes import PREFIX, Stream, eventually, ping
 from tests.watcher import tcx_programs
@@ -38,6 +40,7 @@ SLOTS = 2
 BLOCKS = {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"}
 BLOCKS6 = {"node1": "fd00:1:0:1::/64", "node2": "fd00:1:0:2::/64"}
 VICTIM = "/v1/sandboxes/victim"
+BOX = NETNS / f"{PREFIX}dy-box"  # a namespace that a container runtime made
 GHOSTS = {"ghost", "shade"}
 
 ATTACHING = ("agent/service.py", "dataplane/plane.py", "control/addresses.py")
@@ -48,6 +51,7 @@ MAKING = (
     "host/namespaces.py",
     "dataplane/plane.py",
 )
+GIVING = ("agent/slot_process.py", "host/given.py", "host/slots/given.py", "host/slots/making.py")
 DESTROYING = ("agent/slot_process.py", "host/slots/destroying.py", "dataplane/plane.py")
 SETTING_UP = ("dataplane/node_setup.py", "loader/hooks.py", "loader/kept.py", "loader/pins.py")
 REMEMBERING = ("control/attached_log.py", "agent/service.py")
@@ -148,6 +152,12 @@ def interfaces(node: Node) -> set[str]:
     return {name for name in names if name.startswith("gnv")}
 
 
+def interfaces_in(netns: Path) -> set[str]:
+    """Names of all interfaces in a namespace, but for tunnels' fallbacks that the kernel makes."""
+    shown = json.loads(run(*inside(netns, "ip", "-j", "link")))
+    return {one["ifname"] for one in shown if one.get("link_type") in ("ether", "loopback")}
+
+
 def programs_on_uplink(node: Node) -> list[str]:
     """Names of the programs on the node's uplink."""
     with namespaces.entering(node.netns):
@@ -175,8 +185,11 @@ def disagreements(node: Node) -> list[object]:
 
     counts = {name: listed["counts"][name] for name in ("ready", "making", "retiring")}
     same("counts", counts, {"ready": SLOTS, "making": 0, "retiring": 0})
-    same("namespaces", set(os.listdir(run_directory / "netns")), {f"slot-{n}" for n in indexes})
-    same("mounts", mounts(run_directory), {"bpf", "netns"} | {f"netns/slot-{n}" for n in indexes})
+    given = {int(slot["id"][5:]) for slot in listed["slots"] if slot["netns"] == str(BOX)}
+    own = indexes - given
+    same("namespaces", set(os.listdir(run_directory / "netns")), {f"slot-{n}" for n in own})
+    same("mounts", mounts(run_directory), {"bpf", "netns"} | {f"netns/slot-{n}" for n in own})
+    same("notes of others' namespaces", set(dict(Records(run_directory))), given)
     anchor = {"gnv-anchor", "gnv-anchor-peer"}
     same("interfaces", interfaces(node), anchor | {f"gnv{n}" for n in indexes})
 
@@ -227,7 +240,11 @@ def scene() -> Iterator[Scene]:
     with killer.obeyed(), Lab(Path(f"/run/{PREFIX}-dying"), f"{PREFIX}-dy") as lab:
         lab.up(2, SLOTS, metrics=False)
         lab.connect("blue", 42, ("10.0.0.0/16", BLOCKS), ("fd00:1::/48", BLOCKS6))
-        yield Scene(lab, killer)
+        run("ip", "netns", "add", BOX.name)
+        try:
+            yield Scene(lab, killer)
+        finally:
+            run("ip", "netns", "delete", BOX.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +316,25 @@ def release(scene: Scene) -> None:
     scene.try_to("DELETE", f"/v1/slots/{slot['id']}")
 
 
+def give(scene: Scene) -> None:
+    scene.try_to("POST", "/v1/slots", {"netns": str(BOX)})
+
+
+def give_attach_and_settle(scene: Scene) -> None:
+    slot = scene.ask("POST", "/v1/slots", {"netns": str(BOX)})["slot"]["id"]
+    scene.try_to("PUT", VICTIM, {"vpc": "blue", "slot": slot})
+    scene.check()
+
+
+def works_there_and_goes(scene: Scene) -> None:
+    """There is one slot in there, or can be; nothing but that goes with it."""
+    give_attach_and_settle(scene)
+    assert ping(BOX, scene.two["address"]) == ping(BOX, scene.two["address6"]) == 3
+    scene.ask("DELETE", VICTIM)
+    scene.check()
+    assert interfaces_in(BOX) == {"lo"}
+
+
 def stop_with_victim(scene: Scene) -> None:
     attach_and_settle(scene)
     scene.lab.stop_agent(scene.node, signal.SIGKILL)
@@ -350,6 +386,11 @@ STEPS = {
     "destroy": Step(SLOT_PROCESS, DESTROYING, detach, works_and_goes, attach_and_settle, sample=3),
     "destroy-with-agent": Step(
         SLOT_PROCESS, DESTROYING, detach, is_gone_and_rests, attach_and_settle, parent=True
+    ),
+    "give": Step(SLOT_PROCESS, GIVING, give, works_there_and_goes, sample=3),
+    "give-with-agent": Step(SLOT_PROCESS, GIVING, give, works_there_and_goes, parent=True),
+    "take-back-with-agent": Step(
+        SLOT_PROCESS, DESTROYING, detach, works_there_and_goes, give_attach_and_settle, parent=True
     ),
     "adopt": Step(AGENT, STARTING, start, works_and_goes, stop_with_victim, sample=3),
     "mourn": Step(AGENT, REMEMBERING, start, are_known_and_let_go, stop_where_some_were_lost),

@@ -189,6 +189,57 @@ def test_who_asks_something_of_a_slot_that_goes_is_told():
     play(1, scene)
 
 
+def given(index, slot, error=None):
+    """What the slot process says of a slot in a namespace of others'."""
+    record = {"path": "/a", "device": 1, "inode": 2, "interface": "eth0"}
+    content = None if error else {"slot": slot, "ifindex": 77, "given": record}
+    event = {
+        "event": "answered",
+        "op": "give",
+        "index": index,
+        "error": error and error.as_json()["error"],
+        "passes": False,
+        "content": content,
+    }
+    return json.dumps(event).encode() + b"\n"
+
+
+def test_a_slot_in_a_namespace_of_others_is_reserved_though_nobody_waits_any_more():
+    """Never ready; found again by who asks again, and then the other index is free."""
+
+    async def scene(pool, maker):
+        first, _ = pool.give("/a", "eth0")
+        maker.theirs.send(given(first, first))
+        await maker.obey_until(lambda: pool.counts["reserved"] == 1)
+
+        place = pool.place(first)
+        assert (place.ifindex, pool.netns(place)) == (77, "/a")
+        second, asked = pool.give("/a", "eth0")
+        maker.theirs.send(given(second, first))
+        assert (await asked).content["slot"] == first
+        await asyncio.sleep(0)
+        assert (pool.counts["making"], pool.counts["reserved"]) == (0, 1)
+        assert pool.give("/b", "eth0")[0] == second
+
+    play(0, scene)
+
+
+def test_a_slot_that_could_not_be_made_there_leaves_its_index_free():
+    """And the error is told as the slot process said it."""
+
+    async def scene(pool, maker):
+        index, asked = pool.give("/a", "eth0")
+        refusal = GeneveError(Code.BAD_NETNS, "is none", hint="another", field="netns")
+        maker.theirs.send(given(index, index, refusal))
+
+        assert (await asked).error.as_json() == refusal.as_json()
+        await asyncio.sleep(0)
+        assert pool.counts["making"] == 0
+        assert pool.give("/b", "eth0")[0] == index
+
+    play(0, scene)
+
+
 def test_a_pool_that_runs_dry_is_filled_before_all_else():
     """Below the low watermark, whoever attaches meanwhile."""
 

@@ -124,3 +124,19 @@ def test_what_had_no_room_is_written_anew_a_little_later(path):
     log.close()
 
     assert [one.sandbox for one in AttachedLog(path).read().attached] == ["one", "two"]
+
+
+def test_who_is_lost_while_the_node_runs_is_known_to_the_next_agent(path):
+    """Until somebody has seen to it."""
+    log = AttachedLog(path)
+    log.rewrite([ONE], [], 7)
+    log.detached("one")
+    log.lost(WRITTEN)
+    log.close()
+    assert AttachedLog(path).read() == (True, [], [WRITTEN])
+
+    log = AttachedLog(path)
+    log.rewrite([], [WRITTEN], 7)
+    log.detached("one")
+    log.close()
+    assert AttachedLog(path).read() == (True, [], [])

@@ -146,8 +146,7 @@ class Batches:
 
     def _item(self, status: int, attachment: Attachment, vpc: str, more: str = "") -> str:
         text = self._sandboxes.own_text(attachment, vpc)
-        if attachment.mode is AddressMode.NATIVE:
-            guest = self._sandboxes.native_guest(attachment.endpoint)
+        if guest := self._sandboxes.own_guest(attachment):
             more = f'{more},"guest":{guest}'
         return f'{{"status":{status},{text}{more}}}'
 

@@ -35,7 +35,7 @@ from geneve_ebpf.agent.exchange import Answer, Patient, Peer, Request
 from geneve_ebpf.agent.operations import Operation
 from geneve_ebpf.agent.service import Timing
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.model import AddressMode, Attachment, Endpoint, parse_name
+from geneve_ebpf.model import AddressMode, Attachment, parse_name
 
 _SCHEMA = schema("sandbox")
 ASYNC_TIMEOUT = 60.0  # seconds that an asynchronous attach may take if none are named
@@ -215,9 +215,7 @@ class Sandboxes:
 
     def _sandbox_text(self, attachment: Attachment, vpc: str, timing: Timing | None = None) -> str:
         """A sandbox's body, without the braces around it."""
-        guest = self._shared.guest_text
-        if attachment.mode is AddressMode.NATIVE:
-            guest = self.native_guest(attachment.endpoint)
+        guest = self.own_guest(attachment) or self._shared.guest_text
         text = f'"schema":"{_SCHEMA}",{self.own_text(attachment, vpc)},"guest":{guest}'
         if timing is None:
             return text
@@ -230,12 +228,18 @@ class Sandboxes:
         """What it has of its own, as members of its body."""
         return sandbox_text(attachment, self._shared.node.pool.place(attachment.slot), vpc)
 
-    def native_guest(self, endpoint: Endpoint) -> str:
-        """`guest` of one in native mode."""
-        own: Json = {
-            "address": None if endpoint.address is None else str(endpoint.address),
-            "address6": None if endpoint.address6 is None else str(endpoint.address6),
-        }
+    def own_guest(self, attachment: Attachment) -> str:
+        """`guest` of one who sees what most do not; "" for the others."""
+        given = self._shared.node.pool.place(attachment.slot).given
+        own: Json = {}
+        if attachment.mode is AddressMode.NATIVE:
+            address, address6 = attachment.endpoint.address, attachment.endpoint.address6
+            own["address"] = None if address is None else str(address)
+            own["address6"] = None if address6 is None else str(address6)
+        if given is not None:
+            own["interface"] = given.interface
+        if not own:
+            return ""
         return encode(self._shared.guest | own).decode()
 
     def _known_sandbox_text(self, attachment: Attachment) -> str:

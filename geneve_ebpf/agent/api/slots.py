@@ -36,7 +36,7 @@ class Slots:
     def table(self) -> Table:
         """The paths."""
         return {
-            "/v1/slots": {"GET": (self._list_slots,)},
+            "/v1/slots": {"GET": (self._list_slots,), "POST": (self._add,)},
             "/v1/slots:reserve": {"POST": (self._reserve,)},
             "/v1/slots/{name}": {"DELETE": (self._release,)},
             "/v1/taps/{name}": {"POST": (self._open_tap,)},
@@ -51,6 +51,13 @@ class Slots:
         )
         body = list_body(schema("slots"), "slots", await encoded(texts))
         return Answer(200, b'%b,"counts":%b}' % (body[:-1], encode(pool.counts)))
+
+    async def _add(self, call: Call) -> Answer:
+        body = requests.ADD_SLOT(call.request.body)
+        place, new = await self._shared.node.reservations.add(body.netns, body.interface)
+        if new:
+            return self._told(201, call.request, "slot-added", place)
+        return json_answer(200, self._body(place))
 
     def _reserve(self, call: Call) -> Answer | Awaitable[Answer]:
         body = requests.RESERVE(call.request.body) if call.request.body else requests.Reserve()
@@ -136,9 +143,14 @@ class Slots:
     def _told(self, status: int, request: Request, kind: str, place: Place) -> Answer:
         what: Json = {"slot": f"slot-{place.index}", "status": status}
         self._shared.happened(request, kind, what)
-        body: Json = {
+        return json_answer(status, self._body(place), told=True)
+
+    def _body(self, place: Place) -> Json:
+        guest = self._shared.guest
+        if place.given is not None:
+            guest = guest | {"interface": place.given.interface}
+        return {
             "schema": schema("slot"),
             "slot": slot_json(self._shared.node.pool, place),
-            "guest": self._shared.guest,
+            "guest": guest,
         }
-        return json_answer(status, body, told=True)

@@ -6,6 +6,7 @@ All the netlink of a sandbox's life happens here, before and after it lives.
 
 from geneve_ebpf.host.slots.adopting import clear_half_made, lost, resize
 from geneve_ebpf.host.slots.destroying import cut_off, drop, gone, wait_gone
+from geneve_ebpf.host.slots.given import GivenKind, refuse_ours
 from geneve_ebpf.host.slots.kinds import NAMESPACE, Draft, Kind
 from geneve_ebpf.host.slots.making import AT_ONCE, make, make_many
 from geneve_ebpf.host.slots.native import number
@@ -18,6 +19,7 @@ __all__ = [
     "NAMESPACE",
     "TAP",
     "Draft",
+    "GivenKind",
     "HostTapKind",
     "Kind",
     "Place",
@@ -32,6 +34,7 @@ __all__ = [
     "make",
     "make_many",
     "number",
+    "refuse_ours",
     "resize",
     "wait_gone",
 ]

@@ -9,11 +9,12 @@ import socket
 from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv6Address
 
-from geneve_ebpf.host import links, messages, namespaces
+from geneve_ebpf.host import links, messages
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.host.slots.destroying import drop, gone, wait_gone
+from geneve_ebpf.host.slots.given import visiting
 from geneve_ebpf.host.slots.kinds import IPV6_MTU_MIN, routes6
-from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place
+from geneve_ebpf.host.slots.place import Place
 
 
 def clear_half_made(ip: IPRoute, place: Place, known: Collection[int]) -> None:
@@ -42,8 +43,8 @@ def resize(place: Place, index: int, address6: IPv6Address | None) -> bool:
     has of IPv6 on eth0, if it has; it is given back when a tiny MTU cost it.
     """
     try:
-        with namespaces.visiting(place.netns(index)):
-            _resize(place, address6)
+        with visiting(place, index) as interface:
+            _resize(place, interface, address6, ours=place.netns(index).exists())
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -54,15 +55,18 @@ def resize(place: Place, index: int, address6: IPv6Address | None) -> bool:
     return True
 
 
-def _resize(place: Place, address6: IPv6Address | None) -> None:
-    before = links.mtu_by_name(GUEST_INTERFACE)
+def _resize(place: Place, interface: str, address6: IPv6Address | None, *, ours: bool) -> None:
+    before = links.mtu_by_name(interface)
     if before == place.mtu:
         return
     with RouteSocket() as inside:
-        eth0 = links.index_by_name(inside, GUEST_INTERFACE)
-        requests = [messages.link_mtu(eth0, place.mtu)]
-        # Also where nobody wants an address: IPv6 would come back with one of the link's.
-        again = before < IPV6_MTU_MIN <= place.mtu and links.believe_no_router("default")
-        if again and address6 is not None:
-            requests += [messages.address(eth0, address6), *routes6(place.guest, eth0)]
-        inside.tell_all(requests)
+        eth0 = links.index_by_name(inside, interface)
+        comes_back = before < IPV6_MTU_MIN <= place.mtu
+        if comes_back and ours:
+            # Also where nobody wants an address: IPv6 would come back with one of the link's.
+            links.believe_no_router("default")
+        inside.tell_all([messages.link_mtu(eth0, place.mtu)])
+        if comes_back and address6 is not None and links.has_ipv6(interface):
+            if not ours:  # where the defaults are others' to set
+                links.begin_ipv6_anew(interface)
+            inside.tell_all([messages.address(eth0, address6), *routes6(place.guest, eth0)])

@@ -95,6 +95,7 @@ class NamespaceKind:
 
     name = SlotKind.NAMESPACE
     namespaced = True
+    interface = GUEST_INTERFACE  # inside
 
     def prepare(self, place: Place, draft: Draft, settings: Settings) -> None:
         """No router is believed that speaks unasked. Interfaces to come inherit that."""
@@ -115,7 +116,7 @@ class NamespaceKind:
                 [
                     messages.veth(
                         draft.name,
-                        GUEST_INTERFACE,
+                        self.interface,
                         mtu=_HOST_MTU,
                         peer_mtu=place.mtu,
                         peer_mac=place.guest.mac.octets,
@@ -134,7 +135,7 @@ class NamespaceKind:
                 links.set_features(door, draft.name, _HOST_SIDE)
                 if draft.ipv6:
                     inside = draft.socket()
-                    eth0 = links.index_by_name(inside, GUEST_INTERFACE)
+                    eth0 = links.index_by_name(inside, self.interface)
                     inside.tell_batch(_address6(place.guest, eth0))
             except OSError as error:
                 draft.error = error
@@ -147,20 +148,24 @@ class NamespaceKind:
         namespaces of the host share.
         """
         inside = draft.socket()
-        links.set_features(inside, GUEST_INTERFACE, GUEST_SIDE)
+        links.set_features(inside, self.interface, GUEST_SIDE)
+        self.wait_address6(draft)
+        eth0 = links.index_by_name(inside, self.interface)
+        inside.tell_batch(_furniture(place.guest, eth0, draft.ipv6))
+
+    def wait_address6(self, draft: Draft) -> None:
+        """Return when the kernel has done with the IPv6 address: ARP must not be back before."""
         if draft.ipv6:
-            # Said when the kernel has done with the address, a little later in a thread
-            # of its own. ARP must not be back before.
+            # It says so a little later, from a thread of its own.
             end = time.monotonic() + _ADDRESS_PATIENCE
+            inside = draft.socket()
             while not inside.listen(max(0.0, end - time.monotonic())) and time.monotonic() < end:
                 pass
-        eth0 = links.index_by_name(inside, GUEST_INTERFACE)
-        inside.tell_batch(_furniture(place.guest, eth0, draft.ipv6))
 
     def settle(self, place: Place, draft: Draft) -> None:
         """eth0 was up before its peer: its first frames must not be lost."""
         inside = draft.socket()
-        links.wait_transmits(inside, links.index_by_name(inside, GUEST_INTERFACE))
+        links.wait_transmits(inside, links.index_by_name(inside, self.interface))
 
 
 NAMESPACE = NamespaceKind()
@@ -173,9 +178,13 @@ def _address6(guest: Guest, eth0: int) -> Batch:
 
 @cache
 def _furniture(guest: Guest, eth0: int, ipv6: bool) -> Batch:
+    return Batch([messages.link_up(LOOPBACK), *furniture(guest, eth0, ipv6)])
+
+
+def furniture(guest: Guest, eth0: int, ipv6: bool) -> list[messages.Request]:
+    """What eth0 has, beside an IPv6 address that it has already."""
     mac = guest.gateway_mac.octets
     requests = [
-        messages.link_up(LOOPBACK),
         messages.link_arp(eth0, True),
         messages.address(eth0, guest.address),
         messages.link_up(eth0),
@@ -183,7 +192,7 @@ def _furniture(guest: Guest, eth0: int, ipv6: bool) -> Batch:
         messages.on_link(eth0, guest.gateway),
         messages.default_route(eth0, guest.gateway),
     ]
-    return Batch([*requests, *routes6(guest, eth0)] if ipv6 else requests)
+    return [*requests, *routes6(guest, eth0)] if ipv6 else requests
 
 
 def routes6(guest: Guest, eth0: int) -> list[messages.Request]:

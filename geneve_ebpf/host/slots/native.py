@@ -7,9 +7,10 @@ import errno
 import os
 from collections.abc import Sequence
 
-from geneve_ebpf.host import links, messages, namespaces
+from geneve_ebpf.host import links, messages
 from geneve_ebpf.host.netlink import Batch, RouteSocket
-from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place
+from geneve_ebpf.host.slots.given import visiting
+from geneve_ebpf.host.slots.place import Place
 from geneve_ebpf.model import Address
 
 
@@ -18,8 +19,8 @@ def number(place: Place, index: int, addresses: Sequence[Address]) -> None:
 
     Done twice, it is as done once. Raises OSError if there is no such slot any more.
     """
-    with namespaces.visiting(place.netns(index)), RouteSocket() as inside:
-        eth0 = links.index_by_name(inside, GUEST_INTERFACE)
+    with visiting(place, index) as interface, RouteSocket() as inside:
+        eth0 = links.index_by_name(inside, interface)
         # First the new ones: with its last address an interface loses its routes.
         steps = [(messages.address(eth0, one), errno.EEXIST) for one in addresses]
         for former in (place.guest.address, place.guest.address6):
@@ -27,4 +28,4 @@ def number(place: Place, index: int, addresses: Sequence[Address]) -> None:
         refused = inside.tell_each([Batch([request]) for request, _ in steps])
         for code, (_, harmless) in zip(refused, steps, strict=True):
             if code not in (0, harmless):
-                raise OSError(code, os.strerror(code), GUEST_INTERFACE)
+                raise OSError(code, os.strerror(code), interface)

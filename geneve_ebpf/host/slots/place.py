@@ -27,6 +27,11 @@ class Place:
     program: int  # id of sandbox_tx, which must be alone on the block
     guard: int  # id of sandbox_guard, likewise on the egress's
 
+    @property
+    def run_directory(self) -> Path:
+        """The node's."""
+        return self.directory.parent
+
     def netns(self, index: int) -> Path:
         """Where a slot's namespace is mounted."""
         return self.directory / f"slot-{index}"
