@@ -28,9 +28,10 @@ _CHUNK = 1 << 16
 _PASSED_MAX = 8  # descriptors with an answer; the agent passes one
 _HEAD_MAX = 1 << 14  # bytes of an answer's head; the agent's own is about 100
 # Nanoseconds that an answer is looked for before this thread sleeps: being woken costs
-# about as much as an attach, which takes half of that. And of how many answers in a row
-# that came later, at the most, the next ones are slept for at once: see `_first_bytes`.
-_LOOK, _SLEEP_MOST = 100_000, 255
+# about as much as an attach, which takes half of that. Only soon after the last answer, or
+# the agent sleeps, too. And of how many answers in a row that came later, at the most, the
+# next ones are slept for at once: see `_first_bytes`.
+_LOOK, _SOON, _SLEEP_MOST = 100_000, 1_000_000, 255
 _TRACEPARENT = re.compile(r"[0-9a-f-]{55}")
 # json.dumps makes an encoder anew whenever its separators are not the usual ones.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -53,6 +54,7 @@ class AgentClient:
         self._lines = f"traceparent: {parent}\r\n" if _TRACEPARENT.fullmatch(parent) else ""
         self._socket: socket.socket | None = None
         self._sleeps = self._sleep_next = 0  # answers to sleep for, from now on and after a miss
+        self._answered = 0  # when the last answer came
 
     @classmethod
     def from_host(cls, host: str, timeout: float = 30) -> AgentClient:
@@ -221,10 +223,18 @@ class AgentClient:
         It is looked for before this thread sleeps. Where that is in vain, because the agent
         has no other CPU than ours for instance, it is soon hardly ever done any more.
         """
-        if self._sleeps:
+        now = perf_counter_ns()
+        if now - self._answered > _SOON:
+            received = receive(connection, 0)
+        elif self._sleeps:
             self._sleeps -= 1
-            return receive(connection, 0)
-        end = perf_counter_ns() + _LOOK
+            received = receive(connection, 0)
+        else:
+            received = self._looked_for(connection, receive, now + _LOOK)
+        self._answered = perf_counter_ns()
+        return received
+
+    def _looked_for(self, connection: socket.socket, receive: Receive, end: int) -> bytes:
         while True:
             try:
                 received = receive(connection, socket.MSG_DONTWAIT)

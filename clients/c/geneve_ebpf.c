@@ -25,10 +25,11 @@
 #define ADDRESS_LETTERS "0123456789abcdefABCDEF:."
 
 /* Nanoseconds that an answer is looked for before the caller sleeps: being woken costs
- * about as much as an attach. And of how many answers in a row that came later, at the
- * most, the next ones are slept for at once.
+ * about as much as an attach. Only soon after the last answer, or the agent sleeps, too.
+ * And of how many answers in a row that came later, at the most, the next ones are slept
+ * for at once.
  */
-enum { LOOK = 100000, SLEEP_MOST = 255 };
+enum { LOOK = 100000, SOON = 1000000, SLEEP_MOST = 255 };
 
 /* A piece of the buffer. */
 struct span {
@@ -382,14 +383,15 @@ static long long now(void)
  */
 static ssize_t receive_first(struct gnv_client *client)
 {
-	long long end;
+	long long start = now(), end = start + LOOK;
 	ssize_t some;
 
+	if (start - client->answered > SOON)
+		return receive_some(client, 0);
 	if (client->sleeps) {
 		client->sleeps--;
 		return receive_some(client, 0);
 	}
-	end = now() + LOOK;
 	do {
 		some = receive_some(client, MSG_DONTWAIT);
 		if (some >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) {
@@ -412,6 +414,7 @@ static int receive(struct gnv_client *client)
 	if (client->used == sizeof(client->buffer) - 1)
 		return broken(client, "its answer is larger than this client takes");
 	some = client->used ? receive_some(client, 0) : receive_first(client);
+	client->answered = now();
 	if (some < 0)
 		return broken(client, errno == EAGAIN || errno == EWOULDBLOCK ?
 					      "it did not answer in time" :

@@ -101,6 +101,7 @@ struct gnv_client {
 	char message[256];
 	char hint[256];
 	int sleeps, sleep_next; /* answers to sleep for, from now on and after a miss */
+	long long answered; /* when the last answer came, in nanoseconds */
 	size_t used; /* bytes in `buffer` */
 	char buffer[8192]; /* a request, then its answer */
 };

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+import geneve_ebpf.client
 from geneve_ebpf.client import HOST_VARIABLE, AgentClient, error_from_json
 from geneve_ebpf.errors import Code, GeneveError
 from tests.peer import answer, peer
@@ -78,9 +79,10 @@ class Answering:
         return b"HTTP"
 
 
-def test_whose_answers_come_late_is_hardly_looked_for_any_more():
+def test_whose_answers_come_late_is_hardly_looked_for_any_more(monkeypatch):
     """Looking costs a CPU's time: in vain for a while, it is done for one answer in 256."""
     client, late = AgentClient("/nowhere"), Answering(late=True)
+    monkeypatch.setattr(geneve_ebpf.client, "_SOON", 1 << 60)  # whatever else the machine does
     for _ in range(3000):
         assert client._first_bytes(late, late.receive) == b"HTTP"
     tried = late.looks
@@ -91,6 +93,18 @@ def test_whose_answers_come_late_is_hardly_looked_for_any_more():
 
     assert 8 <= tried <= 8 + 3000 // 256 + 1
     assert in_time.looks > 2000
+
+
+def test_an_agent_that_has_had_time_to_sleep_is_slept_for(monkeypatch):
+    """It takes longer then, which says nothing of the answers that follow."""
+    client, late, in_time = AgentClient("/nowhere"), Answering(late=True), Answering(late=False)
+    for _ in range(100):
+        monkeypatch.setattr(geneve_ebpf.client, "_SOON", -1)
+        client._first_bytes(late, late.receive)
+        monkeypatch.setattr(geneve_ebpf.client, "_SOON", 1 << 60)
+        client._first_bytes(in_time, in_time.receive)
+
+    assert (late.looks, in_time.looks) == (0, 100)
 
 
 def test_connection_close_is_heeded(tmp_path):
