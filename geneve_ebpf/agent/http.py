@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP/1.1 on the agent's Unix socket: bytes in, requests out, answers back in their order.
+"""HTTP/1.1 on a connection: bytes in, requests out, answers back in their order.
 
 Knows no path of the API. A request that cannot be read gets one JSON error and
 its connection is closed; so does a peer that may not use the socket.
@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from http import HTTPStatus
 from time import perf_counter_ns
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import httptools
 
@@ -27,19 +27,18 @@ from geneve_ebpf.agent.exchange import (
     NO_FIELDS,
     TRACEPARENT,
     Answer,
-    Handler,
     Patient,
     Peer,
     Request,
     error_answer,
 )
-from geneve_ebpf.agent.log import Log
-from geneve_ebpf.agent.trace import Traces
 from geneve_ebpf.errors import Code, GeneveError
+
+if TYPE_CHECKING:
+    from geneve_ebpf.agent.server import Server
 
 HEAD_MAX = 32 << 10  # bytes of request line and header fields
 WAITING_MAX = 256  # requests of one connection that are read and not answered
-CONNECTIONS_MAX = 1024
 LINGER = 1.0  # seconds that a refused peer may go on sending
 PART_TIMEOUT = 30.0  # seconds that a request may stay half-sent
 PASS_TIMEOUT = 5.0  # seconds that a peer has to make room for an answer with a descriptor
@@ -65,9 +64,6 @@ def peer_of(connection: socket.socket) -> Peer:
     return Peer(pid, uid, gid, groups)
 
 
-# Nanoseconds that the agent looks for the next request after an answer before it sleeps.
-AWAKE = 100_000
-
 _HEADS = {
     status.value: (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n"
@@ -76,63 +72,6 @@ _HEADS = {
     for status in HTTPStatus
     if status.value >= 200
 }
-
-
-class Server:
-    """The listening side: what all connections share."""
-
-    def __init__(self, handler: Handler, log: Log, group: int) -> None:
-        """group: the gid that, beside root, may use the socket."""
-        self.handler = handler
-        self.log = log
-        self.group = group
-        self.connections: set[Connection] = set()
-        self.traces = Traces()
-        self.stopping = False
-        self._awake = False
-        self._awake_until = 0
-        self._call_soon = asyncio.get_running_loop().call_soon
-
-    def connection(self) -> Connection:
-        """A protocol for a new connection: pass this to `create_unix_server`."""
-        return Connection(self)
-
-    def stay_awake(self) -> None:
-        """Look for the next request for a moment instead of sleeping at once.
-
-        Being woken by another CPU costs half of what an attach takes, and
-        requests come in bursts. The CPU is offered to others at every look, so
-        a caller beside the agent does not wait for it.
-        """
-        self._awake_until = perf_counter_ns() + AWAKE
-        if not self._awake:
-            self._awake = True
-            self._call_soon(self._look)
-
-    def _look(self) -> None:
-        if perf_counter_ns() < self._awake_until:
-            os.sched_yield()
-            self._call_soon(self._look)
-        else:
-            self._awake = False
-
-    def sweep(self) -> None:
-        """Refuse what has been half-sent for too long; call it every few seconds."""
-        oldest = perf_counter_ns() - int(PART_TIMEOUT * 1e9)
-        for connection in list(self.connections):
-            connection.refuse_if_older(oldest)
-
-    async def stop(self, seconds: float = 5.0) -> None:
-        """Answer what has been asked, then close every connection."""
-        self.stopping = True
-        deadline = asyncio.get_running_loop().time() + seconds
-        while any(connection.busy for connection in self.connections):
-            if asyncio.get_running_loop().time() > deadline:
-                break
-            await asyncio.sleep(0.01)
-        for connection in list(self.connections):
-            connection.close()
-        await asyncio.sleep(0)
 
 
 class Connection(asyncio.Protocol):
@@ -177,16 +116,9 @@ class Connection(asyncio.Protocol):
         self._peer = peer_of(connection)
         peer = self._peer
         self._allowed = peer.uid == 0 or peer.gid == server.group or server.group in peer.groups
-        if len(server.connections) >= CONNECTIONS_MAX:
-            self._refuse(
-                GeneveError(
-                    Code.BUSY,
-                    f"{CONNECTIONS_MAX} connections are open",
-                    hint="keep one connection and use it again",
-                )
-            )
-            return
-        server.connections.add(self)
+        refusal = server.add(self)
+        if refusal is not None:
+            self._refuse(refusal)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
@@ -470,9 +402,9 @@ class Connection(asyncio.Protocol):
             nobody = Request("", "", b"", self._peer, 0)
             self._send(nobody, error_answer(error), keep=False, linger=True)
 
-    def refuse_if_older(self, oldest: int) -> None:
-        """Close if a request began before `oldest` (perf_counter_ns) and is still not whole."""
-        if self._started and self._started < oldest and not self._closing:
+    def refuse_if_slow(self, now: int) -> None:
+        """Close if a request began PART_TIMEOUT before now (perf_counter_ns) and is not whole."""
+        if self._started and self._started < now - PART_TIMEOUT * 1e9 and not self._closing:
             self._refuse(
                 GeneveError(
                     Code.BAD_REQUEST,

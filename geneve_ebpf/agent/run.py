@@ -36,7 +36,6 @@ from geneve_ebpf.agent.children import Child
 from geneve_ebpf.agent.config import AgentConfig, load
 from geneve_ebpf.agent.desired import Desired
 from geneve_ebpf.agent.events import Events, Said
-from geneve_ebpf.agent.http import CONNECTIONS_MAX, Server
 from geneve_ebpf.agent.intake import closed
 from geneve_ebpf.agent.latency import Recorder
 from geneve_ebpf.agent.later import Later
@@ -46,6 +45,7 @@ from geneve_ebpf.agent.operations import Operations
 from geneve_ebpf.agent.pace import every
 from geneve_ebpf.agent.places import Place
 from geneve_ebpf.agent.queue import Queue
+from geneve_ebpf.agent.server import CONNECTIONS_MAX, Server
 from geneve_ebpf.agent.service import Node
 from geneve_ebpf.agent.slot_pool import SlotPool
 from geneve_ebpf.control.attached_log import AttachedLog, Lost

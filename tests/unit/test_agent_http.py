@@ -19,8 +19,8 @@ import uvloop
 from geneve_ebpf.agent import http
 from geneve_ebpf.agent.descriptor import Descriptor
 from geneve_ebpf.agent.exchange import Answer
-from geneve_ebpf.agent.http import Server
 from geneve_ebpf.agent.log import Log
+from geneve_ebpf.agent.server import Server
 
 LIMIT = 100_000
 
