@@ -116,6 +116,25 @@ def test_who_may_not_open_a_tap_runs_a_machine(lab: Lab, node: Node, kind: str) 
     assert geneve(node, "slot", "exec", slot["id"], "--").returncode == 2
 
 
+def test_a_machine_is_started_from_c(lab: Lab, node: Node, tmp_path: Path) -> None:
+    """By clients/c, against a real agent: the tap is reserved for nobody, and passed."""
+    made = ["make", "-s", "-C", ROOT / "clients" / "c", f"BUILD={tmp_path}"]
+    subprocess.run(made, check=True, timeout=120)
+    far = asked(lab.nodes[1], "attach", "far", "--vpc", "blue")
+
+    def example(*words: str) -> str:
+        done = subprocess.run(
+            [tmp_path / "example", *words], env=node.environment(), cwd=ROOT,
+            capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        return done.stdout
+
+    said = dict(line.split("=", 1) for line in example("reserve", "tap", "65534").splitlines())
+    example("attach", "vm", "blue", said["slot"])
+    words = (*AS_NOBODY, "env", "PYTHONDONTWRITEBYTECODE=1", sys.executable, "-c", ASKS)
+    assert example("exec", said["slot"], *words, far["address"]) == "True\n"
+
+
 @KINDS
 def test_each_machine_finds_its_tap_as_new(node: Node, kind: str) -> None:
     """With virtio's header of 10 bytes and no packet information, whatever the last one set."""
