@@ -229,7 +229,7 @@ class SlotMaker:
             reply = self._answers[op](self, index, **more)
         except GeneveError as refused:
             error = refused
-        except OSError as failed:
+        except (OSError, NetlinkError) as failed:
             error = GeneveError(Code.NO_SLOT, str(failed), hint="try again with another slot")
         self._tell(
             reply.passed,
