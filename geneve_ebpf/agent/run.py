@@ -267,7 +267,7 @@ class _Agent:
             self._problems,
             self._take_down,
         )
-        pool.on_mtu = shared.set_mtu
+        pool.uplinks.on_mtu = shared.set_mtu
         path = settings.run_directory / "api.sock"
         listening = _listen(path)
         self._server = Server(Api(shared), log, os.stat(path).st_gid)

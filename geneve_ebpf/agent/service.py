@@ -21,6 +21,7 @@ from geneve_ebpf.agent.intake import Intake
 from geneve_ebpf.agent.latency import Recorder
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.places import Phase, Place
+from geneve_ebpf.agent.refusals import other_kind, refuse_other
 from geneve_ebpf.agent.reservations import Reservations, parse_slot
 from geneve_ebpf.agent.slot_pool import SlotPool
 from geneve_ebpf.control.attached_log import AttachedLog, Lost, known
@@ -35,7 +36,6 @@ from geneve_ebpf.model import (
     MacAddress,
     NodeSettings,
     SlotKind,
-    Vpc,
     endpoint_mac,
     parse_ipv4,
     parse_ipv6,
@@ -162,7 +162,10 @@ class Node:
                 vpc = self.desired.state.vpc(vpc_name)
             present = self._attachments.get(name)
             if present is not None:
-                self._refuse_other(present, vpc, address_text, address6_text, slot_id, mode)
+                its_vpc = self.vpc_name(present.endpoint.vni)
+                refuse_other(
+                    present, its_vpc, vpc, address_text, address6_text, slot_id, mode
+                )
                 return present, None
             # A cordoned node takes what was reserved before.
             if self.intake.refuses is not None and not (
@@ -191,7 +194,7 @@ class Node:
             else:
                 place = self.pool.place(parse_slot(slot_id))
                 if kind is not None and place.kind is not kind:
-                    raise _other_kind(place, kind)
+                    raise other_kind(place, kind)
             endpoint = Endpoint(vpc.vni, address, _mac_of(address, address6), address6)
             checked = time.perf_counter_ns()
             attachment = self.dataplane.attach(
@@ -434,7 +437,7 @@ class Node:
 
     def degraded(self) -> Iterator[str]:
         """Why the node is not whole, one sentence each."""
-        yield from self.pool.uplink_problems
+        yield from self.pool.uplinks.problems
         if self.pool.problem:
             yield self.pool.problem
         elif self.pool.shortage:
@@ -452,37 +455,6 @@ class Node:
         if self.desired.unclaimed_routes or self.desired.unclaimed_vteps:
             yield "the desired state was lost: routes in use are in no VPC until it is applied anew"
 
-    def _refuse_other(
-        self,
-        present: Attachment,
-        vpc: Vpc,
-        address: str | None,
-        address6: str | None,
-        slot_id: str | None,
-        mode: AddressMode | None,
-    ) -> None:
-        """Raise SANDBOX_EXISTS unless the attachment is what is asked for."""
-        details: dict[str, object] = {}
-        if present.endpoint.vni != vpc.vni:
-            details["vpc"] = {"have": self.vpc_name(present.endpoint.vni), "want": vpc.name}
-        have = present.endpoint.address
-        if address is not None and parse_ipv4(address) != have:
-            details["address"] = {"have": have and str(have), "want": address}
-        have6 = present.endpoint.address6
-        if address6 is not None and parse_ipv6(address6) != have6:
-            details["address6"] = {"have": have6 and str(have6), "want": address6}
-        if slot_id is not None and parse_slot(slot_id) != present.slot:
-            details["slot"] = {"have": f"slot-{present.slot}", "want": slot_id}
-        if mode is not None and mode is not present.mode:
-            details["mode"] = {"have": present.mode.value, "want": mode.value}
-        if details:
-            raise GeneveError(
-                Code.SANDBOX_EXISTS,
-                f"sandbox {present.sandbox} is attached with another {', '.join(details)}",
-                hint="detach it first, or choose another name",
-                details=details,
-            )
-
 
 def _texts(attachment: Attachment) -> list[str]:
     return [str(address) for address in attachment.endpoint.addresses]
@@ -495,15 +467,6 @@ def first_generation(now: float, known: int) -> int:
     given before is below. known: the highest on file, which may lag, for a clock that went back.
     """
     return max(int(now) * GENERATIONS, known + GENERATIONS if known else 0)
-
-
-def _other_kind(place: Place, wanted: SlotKind) -> GeneveError:
-    return GeneveError(
-        Code.SLOT_TAKEN,
-        f"slot-{place.index} is of kind {place.kind.value}, not {wanted.value}",
-        hint="leave the kind out, or name another slot",
-        field="kind",
-    )
 
 
 def _mac_of(address: IPv4Address | None, address6: IPv6Address | None) -> MacAddress:

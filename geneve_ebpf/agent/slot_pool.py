@@ -13,13 +13,12 @@ each, while attaches come in.
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappush
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ from geneve_ebpf.agent.descriptor import Descriptor
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.places import Phase, Place
 from geneve_ebpf.agent.portions import BATCH, QUIET, Portions
+from geneve_ebpf.agent.stock import Stock
+from geneve_ebpf.agent.uplink_report import UplinkReport
 from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host.given import Given, Records
@@ -46,8 +47,8 @@ _KEYS = {
 RETRY = 1.0  # seconds until a slot that could not be made or destroyed is tried again
 
 
-class SlotPool:
-    """All slots of the node."""
+class SlotPool(Stock):
+    """All slots of the node, and what is ordered of the slot process."""
 
     def __init__(
         self,
@@ -59,38 +60,22 @@ class SlotPool:
     ) -> None:
         """directory: where the slots' namespaces are. targets: ready slots to keep."""
         filling = filling or Filling()
-        self.targets = targets
-        self.target = target = sum(targets.values())
+        super().__init__(directory, targets)
+        target = self.target
         self.min_ready = min(filling.min_ready, target)
         self._low = target // 4 if filling.low_watermark is None else filling.low_watermark
         self._portions = Portions(filling.refill_rate)
         self._begun = False  # min_ready was reached, as `_look` saw
-        kept = (kind for kind, number in targets.items() if number)
-        self._default_kind = next(kept, SlotKind.NAMESPACE)
-        self.directory = directory
-        self._directory_text = json.dumps(str(directory))[:-1]
         self.problem = ""  # why slots cannot be made, until one is
         self._said = ""  # by the last one that could not be made
         self._paused = False  # none is ordered for the moment
-        self.uplink_problems: list[str] = []  # a sentence for each uplink that takes no part
-        # Where segments are merged, as dataplane.merging.Merged has it.
-        self.merging: dict[str, Any] = {"device": "", "uplinks": [], "reasons": []}
-        self.on_mtu: Callable[[int], None] = lambda _: None  # called with the slots' MTU
+        self.uplinks = UplinkReport(dataplane.mtu, log)
         # Called with a slot whose namespace has gone, and somebody is attached there.
         self.on_lost: Callable[[Place], None] = lambda _: None
         self.on_ready: Callable[[], None] = lambda: None  # called when slots may be ready
         self.refill = Rate(time.monotonic)  # slots that become ready
-        self._mtu = dataplane.mtu
         self._dataplane = dataplane
         self._log = log
-        self._places: dict[int, Place] = {}
-        # Heaps, which may hold indexes that are ready no more.
-        self._ready: dict[SlotKind, list[int]] = {kind: [] for kind in SlotKind}
-        self._ready_of = dict.fromkeys(SlotKind, 0)
-        self._making_of = dict.fromkeys(SlotKind, 0)
-        self._counts = dict.fromkeys(Phase, 0)
-        self._free: list[int] = []  # heap of indexes below _next
-        self._next = 0
         self._to_destroy: deque[int] = deque()  # who waits longest goes first
         self._ordered_making: set[int] = set()
         self._ordered_destroying: set[int] = set()
@@ -100,11 +85,6 @@ class SlotPool:
         self._stopped = False
 
     # Reading
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Slots by phase."""
-        return {phase.value: count for phase, count in self._counts.items()}
 
     @property
     def shortage(self) -> str:
@@ -118,52 +98,6 @@ class SlotPool:
             if target and not self._ready_of[kind]:
                 return f"no {kind.value} slot is ready"
         return ""
-
-    @property
-    def kinds(self) -> dict[str, dict[str, int]]:
-        """Ready slots, and how many are to be, by kind."""
-        return {
-            kind.value: {"ready": self._ready_of[kind], "target": target}
-            for kind, target in self.targets.items()
-        }
-
-    def ready_of(self, kind: str) -> int:
-        """How many of a kind are ready."""
-        return self._ready_of[SlotKind(kind)]
-
-    def kind_or_default(self, kind: SlotKind | None) -> SlotKind:
-        """What is meant by None: the first kind that the node keeps ready."""
-        return self._default_kind if kind is None else kind
-
-    def places(self) -> list[Place]:
-        """All slots, by index; those being made are not there yet."""
-        return [
-            place for _, place in sorted(self._places.items()) if place.phase is not Phase.MAKING
-        ]
-
-    def place(self, index: int) -> Place:
-        """The slot of that index. Raises SLOT_NOT_FOUND."""
-        place = self._places.get(index)
-        if place is None or place.phase is Phase.MAKING:
-            raise GeneveError(
-                Code.SLOT_NOT_FOUND,
-                f"no slot-{index}",
-                hint="geneve-ebpf slot list shows those of this node",
-                field="slot",
-            )
-        return place
-
-    def __contains__(self, place: object) -> bool:
-        """Is this very slot still there?"""
-        return isinstance(place, Place) and self._places.get(place.index) is place
-
-    def netns(self, place: Place) -> str | None:
-        """Path of the slot's namespace; None if it is the node's."""
-        if place.given is not None:
-            return place.given.path
-        if place.kind is SlotKind.HOST_TAP:
-            return None
-        return f"{self.directory}/slot-{place.index}"
 
     # The slots' lives
 
@@ -192,12 +126,9 @@ class SlotPool:
         kind: as for `kind_or_default`; the error names it if none is ever made.
         """
         kind = self.kind_or_default(kind)
-        heap = self._ready[kind]
-        while heap:
-            place = self._places.get(heap[0])
-            if place is not None and place.phase is Phase.READY and place.kind is kind:
-                return place
-            heappop(heap)
+        place = self._lowest(kind)
+        if place is not None:
+            return place
         if not self.targets.get(kind):
             raise GeneveError(
                 Code.NO_SLOT,
@@ -213,27 +144,6 @@ class SlotPool:
             " place it elsewhere, or give the node more slots",
             details={"retry_after_s": self.refill.seconds_for(1)},
         )
-
-    def take_ready(self, kind: SlotKind | None, most: int) -> list[Place]:
-        """Ready slots of the lowest indexes: each is to be moved on or put back, at once.
-
-        kind: as for `lowest_ready`, but nothing is raised: there may be fewer, or none.
-        """
-        kind = self.kind_or_default(kind)
-        heap = self._ready[kind]
-        taken: list[Place] = []
-        while heap and len(taken) < most:
-            place = self._places.get(heappop(heap))
-            if place is None or place.phase is not Phase.READY or place.kind is not kind:
-                continue
-            if not taken or place is not taken[-1]:  # an index may be there twice
-                taken.append(place)
-        return taken
-
-    def put_back(self, places: Iterable[Place]) -> None:
-        """They were taken by `take_ready`, and are ready still."""
-        for place in places:
-            heappush(self._ready[place.kind], place.index)
 
     def give(self, netns: str, interface: str) -> tuple[int, asyncio.Future[Answered]]:
         """Have a slot made in a namespace of others', for whoever asks. Raises NO_SLOT.
@@ -261,13 +171,6 @@ class SlotPool:
         else:
             self._leave(place)
             heappush(self._free, place.index)
-
-    def _begin(self, kind: SlotKind) -> int:
-        """Enter a slot that is about to be made, with an index that is free."""
-        index = heappop(self._free) if self._free else self._next
-        self._next = max(self._next, index + 1)
-        self._enter(Place(index, 0, Phase.MAKING, kind))
-        return index
 
     def move(self, place: Place, phase: Phase) -> None:
         """The slot's sandbox came, or it was reserved; the maps have it already."""
@@ -334,34 +237,9 @@ class SlotPool:
 
     # Inside
 
-    def _enter(self, place: Place) -> None:
-        self._places[place.index] = place
-        self._count(place, 1)
-        if place.phase is not Phase.MAKING:
-            place.put_into_words(self._directory_text)
-        if place.phase is Phase.READY:
-            heappush(self._ready[place.kind], place.index)
-
     def _leave(self, place: Place) -> None:
-        self._count(place, -1)
-        del self._places[place.index]
+        super()._leave(place)
         self.asks.gone(place.index)
-
-    def _turn(self, place: Place, phase: Phase) -> None:
-        self._count(place, -1)
-        place.phase = phase
-        self._count(place, 1)
-
-    def _served(self) -> int:
-        """Slots that are ready, reserved or attached."""
-        return sum(self._counts[phase] for phase in (Phase.READY, Phase.RESERVED, Phase.ATTACHED))
-
-    def _count(self, place: Place, more: int) -> None:
-        self._counts[place.phase] += more
-        if place.phase is Phase.READY:
-            self._ready_of[place.kind] += more
-        elif place.phase is Phase.MAKING:
-            self._making_of[place.kind] += more
 
     def _gone(self, index: int) -> None:
         place = self._places.get(index)
@@ -435,7 +313,7 @@ class SlotPool:
 
     def _on_event(self, event: dict[str, Any], descriptor: Descriptor | None) -> None:
         if event["event"] == "uplinks":
-            self._on_uplinks(event["mtu"], event["problems"], event["merging"])
+            self.uplinks.seen(event["mtu"], event["problems"], event["merging"])
             return
         if event["event"] == "ready":
             for index, ifindex in event["slots"]:
@@ -464,18 +342,6 @@ class SlotPool:
         else:
             self._failed(event["index"], str(event["op"]), str(event["message"]))
         self._look()
-
-    def _on_uplinks(self, mtu: int, problems: list[str], merging: dict[str, Any]) -> None:
-        if (mtu, problems, merging) != (self._mtu, self.uplink_problems, self.merging):
-            say = self._log.warning if problems else self._log.info
-            say(
-                "uplinks",
-                slot_mtu=mtu,
-                merging=",".join(merging["uplinks"]) or "none",
-                problems="; ".join(problems) or "none",
-            )
-        self._mtu, self.uplink_problems, self.merging = mtu, problems, merging
-        self.on_mtu(mtu)
 
     def _lost(self, index: int) -> None:
         """Somebody deleted the interface of a slot: nobody must be attached to it."""

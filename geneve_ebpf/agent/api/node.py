@@ -47,7 +47,7 @@ class NodePaths:
                 "uplinks": list(settings.uplinks),
                 "udp_port": settings.udp_port,
                 "mtu": self._shared.mtu,
-                "merging": {"mode": settings.merge} | node.pool.merging,
+                "merging": {"mode": settings.merge} | node.pool.uplinks.merging,
                 "cordoned": node.intake.cordoned,
                 "sandboxes": node.count(),
                 "slots": node.pool.counts

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the slot process has last said of the uplinks, which it watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from geneve_ebpf.agent.log import Log
+
+
+class UplinkReport:
+    """Kept for whoever asks; each change is logged."""
+
+    def __init__(self, mtu: int, log: Log) -> None:
+        """mtu: the slots' at the start, in bytes."""
+        self.problems: list[str] = []  # a sentence for each uplink that takes no part
+        # Where segments are merged, as dataplane.merging.Merged has it.
+        self.merging: dict[str, Any] = {"device": "", "uplinks": [], "reasons": []}
+        self.on_mtu: Callable[[int], None] = lambda _: None  # called with the slots' MTU
+        self._mtu = mtu
+        self._log = log
+
+    def seen(self, mtu: int, problems: list[str], merging: dict[str, Any]) -> None:
+        """Something may have changed."""
+        if (mtu, problems, merging) != (self._mtu, self.problems, self.merging):
+            say = self._log.warning if problems else self._log.info
+            say(
+                "uplinks",
+                slot_mtu=mtu,
+                merging=",".join(merging["uplinks"]) or "none",
+                problems="; ".join(problems) or "none",
+            )
+        self._mtu, self.problems, self.merging = mtu, problems, merging
+        self.on_mtu(mtu)
