@@ -54,7 +54,7 @@ def measure(directory: Path, parts: Sequence[Part]) -> None:
     failed = []
     for number, part in enumerate(parts, 1):
         say(
-            f"[{number}/{len(parts)}] {part.name}, {part.rounds} rounds: about "
+            f"[{number}/{len(parts)}] {part.name}, rounds: {part.rounds}, about "
             f"{minutes(part.seconds)}, and all that is left {minutes(left)}"
         )
         left -= part.seconds
