@@ -178,8 +178,8 @@ def _down(settings: NodeSettings) -> None:
         for path in names:
             namespaces.remove(path)
         if ours:
-            for index in indexes - {int(path.name.removeprefix("slot-")) for path in names}:
-                slots.cut_off(ip, index)
+            named = {int(path.name.removeprefix("slot-")) for path in names}
+            slots.cut_off_all(door, sorted(indexes - named))
             slots.wait_gone(ip, sorted(indexes))
             merging.remove(ip)
             hooks.drop_blocks(ip)

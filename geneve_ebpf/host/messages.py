@@ -24,6 +24,7 @@ _CREATE = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 26, 28, 31, 32
+_IFLA_GROUP = 27
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 # By kind: port, "what a packet says counts" (external), both of the driver's IFLA_*.
@@ -133,6 +134,17 @@ def link(index: int) -> Request:
 def link_remove(index: int) -> Request:
     """Delete an interface, and its peer. 20 to 40 ms of RTNL."""
     return Request(DELLINK, 0, struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0))
+
+
+def link_group(index: int, group: int) -> Request:
+    """Put an interface into a group, which is a number that the kernel makes nothing of."""
+    return _set_link(index, 0, 0, _attribute(_IFLA_GROUP, struct.pack("=I", group)))
+
+
+def group_remove(group: int) -> Request:
+    """Delete all interfaces of a group, in the time of one. ENODEV if there are none."""
+    nothing = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0)
+    return Request(DELLINK, 0, nothing + _attribute(_IFLA_GROUP, struct.pack("=I", group)))
 
 
 def clsact(index: int, ingress_block: int, egress_block: int) -> Request:

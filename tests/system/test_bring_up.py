@@ -18,7 +18,7 @@ import pytest
 from geneve_ebpf import dataplane
 from geneve_ebpf.abi import JUMP_TABLE, PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.host import namespaces, slots
+from geneve_ebpf.host import links, namespaces, slots
 from geneve_ebpf.host.netlink import RouteSocket
 from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.loader import bpf, hooks, source
@@ -428,6 +428,19 @@ def test_down_removes_everything_and_twice_is_fine(bed: Bed) -> None:
     assert hooks_of(a.netns) == []
     assert "clsact" not in a.run("tc", "qdisc", "show")
     assert ping(a.netns, "192.0.2.2") == 3
+
+
+def test_down_removes_hundreds_of_taps_and_nothing_else(bed: Bed) -> None:
+    """They are deleted together; one that is gone already is in nobody's way, nor is what others
+    have in the namespace."""
+    a, _ = two_nodes(bed)
+    a.run("ip", "link", "add", "bystander", "type", "veth", "peer", "name", "other")
+    a.make_slots(links._TOGETHER + 3, slots.HostTapKind(0))
+    a.run("ip", "link", "delete", a.host_interface(7))
+
+    dataplane.tear_down(a.settings)
+
+    assert interfaces(a.netns) == {"lo", "uplink0", "bystander", "other"}
 
 
 def test_a_node_with_slots_does_not_move_to_another_namespace(

@@ -5,7 +5,7 @@ All the netlink of a sandbox's life happens here, before and after it lives.
 """
 
 from geneve_ebpf.host.slots.adopting import clear_half_made, lost, resize
-from geneve_ebpf.host.slots.destroying import cut_off, drop, gone, wait_gone
+from geneve_ebpf.host.slots.destroying import cut_off, cut_off_all, drop, gone, wait_gone
 from geneve_ebpf.host.slots.given import GivenKind, refuse_ours
 from geneve_ebpf.host.slots.kinds import NAMESPACE, Draft, Kind
 from geneve_ebpf.host.slots.making import AT_ONCE, make, make_many
@@ -27,6 +27,7 @@ __all__ = [
     "beside_tap",
     "clear_half_made",
     "cut_off",
+    "cut_off_all",
     "drop",
     "gone",
     "host_interface",

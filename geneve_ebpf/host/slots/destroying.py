@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pyroute2 import IPRoute
 
 from geneve_ebpf.host import links, namespaces
+from geneve_ebpf.host.netlink import RouteSocket
 from geneve_ebpf.host.slots.place import Place, host_interface
 
 
@@ -41,6 +42,13 @@ def cut_off(ip: IPRoute, index: int) -> None:
     ifindex = links.index_of(ip, host_interface(index))
     if ifindex:
         links.remove(ip, ifindex)
+
+
+def cut_off_all(door: RouteSocket, indexes: Iterable[int]) -> None:
+    """The same for many, in the time of one by the hundred. In the node's namespace."""
+    there = {name: index for index, name in socket.if_nameindex()}
+    names = (host_interface(index) for index in indexes)
+    links.remove_together(door, [there[name] for name in names if name in there])
 
 
 def wait_gone(ip: IPRoute, indexes: Iterable[int], patience: float = 2.0) -> None:
