@@ -57,7 +57,13 @@ class Reservations:
         index, asked = self._pool.give(netns, interface)
         answered = await answer_of(asked, index)
         assert answered.content is not None
-        return self._pool.place(answered.content["slot"]), answered.content["slot"] == index
+        there = answered.content["slot"]
+        place = self._pool.handed_out(there)
+        if place is None:
+            raise GeneveError(
+                Code.BUSY, f"slot-{there} was there and is being destroyed", hint="try again"
+            )
+        return place, there == index
 
     def check_owner(self, kind: SlotKind | None) -> None:
         """Raise BAD_REQUEST if slots of that kind have nothing that a user could own."""

@@ -240,6 +240,7 @@ class SlotMaker:
             passes=reply.passed is not None,
             content=reply.content,
         )
+
     def _number(self, index: int, addresses: list[str]) -> Reply:
         slots.number(self._place, index, [ip_address(one) for one in addresses])
         return Reply()

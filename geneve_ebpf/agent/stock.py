@@ -72,6 +72,11 @@ class Stock:
             )
         return place
 
+    def handed_out(self, index: int) -> Place | None:
+        """The slot of that index if it is somebody's, reserved or attached."""
+        place = self._places.get(index)
+        return place if place is not None and place.handed_out else None
+
     def __contains__(self, place: object) -> bool:
         """Is this very slot still there?"""
         return isinstance(place, Place) and self._places.get(place.index) is place

@@ -123,8 +123,6 @@ def test_the_first_frame_out_of_a_slot_passes(node: Node) -> None:
         node.bed.clear()
 
 
-
-
 class Spoiled(NamespaceKind):
     """Fails for each, and the first one's namespace is kept at its place by somebody else."""
 

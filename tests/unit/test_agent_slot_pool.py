@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from geneve_ebpf.agent.config import Filling
+from geneve_ebpf.agent.intake import Intake
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.places import Phase
 from geneve_ebpf.agent.portions import BATCH, BATCH_SMALL
 from geneve_ebpf.agent.progress import line
+from geneve_ebpf.agent.reservations import Reservations
 from geneve_ebpf.agent.slot_pool import SlotPool
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import SlotKind
@@ -220,6 +222,32 @@ def test_a_slot_in_a_namespace_of_others_is_reserved_though_nobody_waits_any_mor
         await asyncio.sleep(0)
         assert (pool.counts["making"], pool.counts["reserved"]) == (0, 1)
         assert pool.give("/b", "eth0")[0] == second
+
+    play(0, scene)
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["retiring", "gone"])
+def test_a_slot_that_is_given_back_while_it_is_asked_for_is_not_handed_out(gone):
+    """The slot process found it there, a moment before it heard of that."""
+
+    async def scene(pool, maker):
+        reservations = Reservations(Maps(), pool, Intake(Path("/nowhere")), None)
+        adding = asyncio.ensure_future(reservations.add("/a", "eth0"))
+        await asyncio.sleep(0)
+        maker.theirs.send(given(0, 0))
+        place, new = await adding
+        assert (place.index, new) == (0, True)
+
+        again = asyncio.ensure_future(reservations.add("/a", "eth0"))
+        await asyncio.sleep(0)
+        pool.destroy(place)
+        if gone:
+            maker.theirs.send(json.dumps({"event": "gone", "indexes": [0]}).encode() + b"\n")
+        maker.theirs.send(given(1, 0))
+
+        with pytest.raises(GeneveError, match="slot-0 was there") as caught:
+            await again
+        assert caught.value.code is Code.BUSY
 
     play(0, scene)
 
