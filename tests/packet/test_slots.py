@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from geneve_ebpf.dataplane import Traffic, plane
+from geneve_ebpf.dataplane import Traffic, sandboxes
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import Endpoint, endpoint_mac
 from tests.packets import ALICE, BLUE, BOB, DORA, UDP, from_guest, six
@@ -70,7 +70,7 @@ def test_an_attach_cut_short_leaves_no_address_to_the_next(monkeypatch):
                 raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(plane, "_TENANT", Layout)
+            patch.setattr(sandboxes, "_TENANT", Layout)
             with pytest.raises(Killed):
                 node.attach(0, "alice", BLUE, ALICE, six(ALICE))
         node.plane.repair()

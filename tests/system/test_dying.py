@@ -43,22 +43,22 @@ VICTIM = "/v1/sandboxes/victim"
 BOX = NETNS / f"{PREFIX}dy-box"  # a namespace that a container runtime made
 GHOSTS = {"ghost", "shade"}
 
-ATTACHING = ("agent/service.py", "dataplane/plane.py", "control/addresses.py")
+ATTACHING = ("agent/service.py", "dataplane/sandboxes.py", "control/addresses.py")
 MAKING = (
     "agent/slot_process.py",
     "host/slots/making.py",
     "host/slots/kinds.py",
     "host/namespaces.py",
-    "dataplane/plane.py",
+    "dataplane/sandboxes.py",
 )
 GIVING = ("agent/slot_process.py", "host/given.py", "host/slots/given.py", "host/slots/making.py")
-DESTROYING = ("agent/slot_process.py", "host/slots/destroying.py", "dataplane/plane.py")
+DESTROYING = ("agent/slot_process.py", "host/slots/destroying.py", "dataplane/sandboxes.py")
 SETTING_UP = ("dataplane/node_setup.py", "loader/hooks.py", "loader/kept.py", "loader/pins.py")
 REMEMBERING = ("control/attached_log.py", "agent/service.py")
 STARTING = (
     "agent/run.py",
     "agent/service.py",
-    "dataplane/plane.py",
+    "dataplane/sandboxes.py",
     "dataplane/routes.py",
     "control/rest_log.py",
 )
@@ -264,6 +264,11 @@ def attach(scene: Scene) -> None:
     scene.try_to("PUT", VICTIM, {"vpc": "blue"})
 
 
+def attach_row(scene: Scene) -> None:
+    row = [{"sandbox": name, "vpc": "blue"} for name in ("victim", "mate")]
+    scene.try_to("POST", "/v1/sandboxes:batch", {"attach": row})
+
+
 def detach(scene: Scene) -> None:
     scene.try_to("DELETE", VICTIM)
 
@@ -280,6 +285,14 @@ def works_and_goes(scene: Scene) -> None:
     assert ping(netns, scene.two["address"]) == ping(netns, scene.two["address6"]) == 3
     scene.ask("DELETE", VICTIM)
     scene.check()
+
+
+def both_work_and_go(scene: Scene) -> None:
+    """As `works_and_goes`, each of the two, whether one of them was attached or both."""
+    mate = scene.ask("PUT", "/v1/sandboxes/mate", {"vpc": "blue"})
+    assert ping(Path(mate["slot"]["netns"]), scene.two["address6"]) == 3
+    scene.ask("DELETE", "/v1/sandboxes/mate")
+    works_and_goes(scene)
 
 
 def is_gone_and_rests(scene: Scene) -> None:
@@ -377,6 +390,7 @@ def start(scene: Scene) -> None:
 
 STEPS = {
     "attach": Step(AGENT, ATTACHING, attach, works_and_goes),
+    "attach-row": Step(AGENT, ATTACHING, attach_row, both_work_and_go),
     "detach": Step(AGENT, ATTACHING, detach, is_gone_and_rests, attach_and_settle),
     "reserve": Step(AGENT, ATTACHING, reserve, gives_back, sample=2),
     "release": Step(AGENT, ATTACHING, release, gives_back, reserve_and_settle, sample=2),
