@@ -33,6 +33,7 @@ from geneve_ebpf.model import SlotState
 from lab.network import NETNS, UPLINK, Lab, Node, inside, run
 from tests.dying import AGENT, EVERY_LINE, NODE_SETUP, SLOT_PROCESS, Killer, chosen
 from tests.nodes import PREFIX, Stream, eventually, ping
+from tests.patience import PATIENCE
 from tests.watcher import tcx_programs
 
 pytestmark = pytest.mark.timeout(0 if EVERY_LINE else 600)  # many starts of an agent
@@ -87,7 +88,7 @@ class Scene:
         """Start an agent where there is none; wait until it is ready and everything is whole."""
         pid = self.lab.agents.get(self.node.name)
         if after_death:
-            assert eventually(lambda: not alive(pid), 30), self.killer.where
+            assert eventually(lambda: not alive(pid), 30 * PATIENCE), self.killer.where
         if not alive(pid):
             self.lab.wait_gone(self.node)
             self.lab.start_agent(self.node)
@@ -102,7 +103,7 @@ class Scene:
 
     def wait_for_death(self) -> None:
         """Until somebody has died, or what was to be done is done."""
-        assert eventually(lambda: self.killer.struck or ready(self.node), 30)
+        assert eventually(lambda: self.killer.struck or ready(self.node), 30 * PATIENCE)
 
     def check(self) -> None:
         """What is listed, mapped, mounted and in the kernel is the same, and "one" is in it."""
@@ -112,7 +113,7 @@ class Scene:
             faults[:] = disagreements(self.node)
             return not faults
 
-        assert eventually(whole, 20), (self.killer.where, faults)
+        assert eventually(whole, 20 * PATIENCE), (self.killer.where, faults)
         assert identity(self.ask("GET", "/v1/sandboxes/one")) == identity(self.one)
 
 
@@ -462,7 +463,7 @@ def test_a_node_that_dies_on_its_way_up_or_down_comes_up_and_goes_whole():
         def up() -> None:
             lab.start_agent(node)
             pid = lab.agents[node.name]
-            assert eventually(lambda: not alive(pid) or ready(node), 60)
+            assert eventually(lambda: not alive(pid) or ready(node), 60 * PATIENCE)
 
         def down() -> None:
             with contextlib.suppress(GeneveError):
