@@ -319,16 +319,20 @@ def totals(agent: Agent, sandbox: str) -> dict[str, int]:
 
 
 @contextmanager
-def ovs() -> Iterator[Bed]:
-    """Open vSwitch's userspace datapath, its Geneve port and a host of its own on either node."""
+def ovs(datapath: str) -> Iterator[Bed]:
+    """Open vSwitch with a Geneve port and a host of its own on either node: its userspace
+    datapath ("netdev"), or that of the kernel ("system"). Raises BenchError without the latter."""
     from tests.nodes import Bed as TestBed
     from tests.ovs import OpenvSwitch
 
+    in_kernel = datapath == "system"
+    if in_kernel and not Path("/sys/module/openvswitch").exists():
+        raise BenchError("this kernel has no Open vSwitch, or its module is not loaded")
     with ExitStack() as stack:
-        nodes = stack.enter_context(two_nodes("ovs"))
+        nodes = stack.enter_context(two_nodes(f"ovs-{datapath}"))
         for node, other, address in zip(nodes, nodes[::-1], (SENDER, RECEIVER), strict=True):
             run("ip", "address", "flush", "dev", UNDERLAY, netns=node.netns)
-            switch = stack.enter_context(OpenvSwitch(TestBed("bench"), node.netns))
+            switch = stack.enter_context(OpenvSwitch(TestBed("bench"), node.netns, datapath))
             switch.underlay(UNDERLAY, f"{node.address}/24")
             switch.tunnel(str(other.address))
             number = int(address[-1])
@@ -345,7 +349,7 @@ def ovs() -> Iterator[Bed]:
             nodes[1].netns,
             IPv4Address(RECEIVER),
             (nodes[0].netns, UNDERLAY),
-            settle,
+            underlay_switch(*(node.netns for node in nodes)) if in_kernel else settle,
             sent_by(nodes[0].netns, UNDERLAY),
         )
 

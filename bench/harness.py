@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,11 +159,15 @@ def take_turns(
             samples = each.batch if number else each.warm_up
             try:
                 taken = each.measure(samples + each.lead_in)[each.lead_in :]
-            except (BenchError, GeneveError) as error:
-                turns.failed[each.name] = str(error)
+            except Exception as error:  # whatever it is, the others are worth having
+                known = isinstance(error, (BenchError, GeneveError))
+                why = str(error) if known else f"{type(error).__name__}: {error}"
+                turns.failed[each.name] = why
                 del turns.rows[each.name]
                 progress.finish()
-                say(f"{each.name} is thrown out: {error}")
+                if not known:
+                    traceback.print_exc()
+                say(f"{each.name} is thrown out: {why}")
                 continue
             if number:
                 turns.rows[each.name].rounds.append(taken)

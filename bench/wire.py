@@ -65,9 +65,9 @@ class Work:
 
 
 TUNNELS = ("vxlan_bridge", "geneve_bridge", "vxlan_shared")
-ALL = (*TUNNELS, "bare_veth", "ovs", "floor_redirect", "floor_xdp")
+SOME = (*TUNNELS, "bare_veth", "ovs", "ovs_kernel")
+ALL = (*SOME, "floor_redirect", "floor_xdp")
 OURS_TAPS, TAPS = ("ours_tap", "ours_host_tap"), ("ours_tap", "ours_host_tap", "vxlan_bridge_tap")
-SOME = (*TUNNELS, "bare_veth", "ovs")
 WORKS = (
     Work("tcp1", "Gbit/s", "tcp", 1, SEGMENTS, others=ALL, taps=True),
     Work("tcp1_nogro", "Gbit/s", "tcp", 1, PLAIN, others=TUNNELS, taps=True),
@@ -85,7 +85,8 @@ BEDS: dict[str, Callable[[], AbstractContextManager[Bed]]] = {
     "geneve_bridge": partial(beds.tunnel_bridge, "geneve"),
     "vxlan_shared": beds.vxlan_shared,
     "bare_veth": beds.bare_veth,
-    "ovs": beds.ovs,
+    "ovs": partial(beds.ovs, "netdev"),
+    "ovs_kernel": partial(beds.ovs, "system"),
     "floor_redirect": partial(beds.floor, "redir", xdp=False),
     "floor_xdp": partial(beds.floor, "xdp", xdp=True),
     "ours_tap": partial(machines.ours_tap, SlotKind.TAP),
@@ -224,7 +225,8 @@ def notes() -> list[str]:
         "No superpackets on the underlay, but in tcp1_superpackets; bare_veth and the floors then "
         "have TSO off.",
         "vxlan_bridge: the classic way. vxlan_shared: one device for all, VNI and VTEP set by a "
-        "program (Cilium's way). ovs: its userspace datapath, over an underlay without offloads.",
+        "program (Cilium's way). ovs: its userspace datapath, over an underlay without offloads; "
+        "ovs_kernel: the kernel's.",
         "floor_redirect: two redirects, GRO in the sandbox, no tunnel. floor_xdp: XDP_PASS, GRO on "
         "the uplink, a redirect, no tunnel.",
         "…_tap: between machines; a program carries each frame between the node's tap and a second "

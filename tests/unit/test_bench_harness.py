@@ -130,17 +130,23 @@ def test_who_fails_is_thrown_out_and_the_others_go_on(tmp_path, capsys):
             return answer
         raise BenchError("a packet was dropped")
 
-    wrong = Contestant("wrong", "us", 1, fail_later, lead_in=0)
-    turns = harness.take_turns([always(2.0), wrong], 3, settle=lambda: True)
+    def fail_at_once(samples: int) -> list[float]:
+        raise OSError(24, "Too many open files")
 
-    with pytest.raises(BenchError, match="without wrong"):
+    wrong = Contestant("wrong", "us", 1, fail_later, lead_in=0)
+    worse = Contestant("worse", "us", 1, fail_at_once)
+    turns = harness.take_turns([worse, always(2.0), wrong], 3, settle=lambda: True)
+
+    with pytest.raises(BenchError, match="without worse, wrong"):
         harness.report("x", machine.record(), turns.rows, [("wrong", "always.2.0")],
                        restless=0, notes=[], failed=turns.failed,
                        json_file=str(tmp_path / "out.json"))
 
     record = json.loads((tmp_path / "out.json").read_text())
     assert [(row["name"], row["n"]) for row in record["results"]] == [("always.2.0", 9)]
-    assert record["failed"] == {"wrong": "a packet was dropped"}
+    assert record["failed"] == {
+        "worse": "OSError: [Errno 24] Too many open files", "wrong": "a packet was dropped",
+    }  # fmt: skip
     assert record["ratios"] == {}
     assert "wrong is thrown out: a packet was dropped" in capsys.readouterr().out
 
