@@ -155,14 +155,15 @@ def test_of_one_interface_in_one_namespace_there_is_one_slot(node: Node, netns: 
 def test_no_other_namespace_is_entered(
     lab: Lab, node: Node, netns: Path, tmp_path: Path
 ) -> None:
-    """The node's own, the machine's, another node's, a slot's, what is none, and what would block
-    whoever opens it. Nothing is left of it."""
+    """The node's own, the machine's, another node's, a slot's of either, what is none, and what
+    would block whoever opens it. Nothing is left of it."""
     fifo, plain = tmp_path / "fifo", tmp_path / "plain"
     os.mkfifo(fifo)
     plain.touch()
     slots = asked(node, "slot", "list")["slots"]
     before = interfaces(node.netns)
-    own = (node.netns, "/proc/1/ns/net", slots[0]["netns"], lab.nodes[1].netns)
+    others = asked(lab.nodes[1], "slot", "list")["slots"][0]["netns"]
+    own = (node.netns, "/proc/1/ns/net", slots[0]["netns"], lab.nodes[1].netns, others)
     none = (fifo, plain, tmp_path, "/dev/null", "/proc/self/ns/mnt", tmp_path / "missing")
 
     for path in own + none:

@@ -86,10 +86,12 @@ def visiting(place: Place, index: int) -> Iterator[str]:
 def refuse_ours(place: Place, wanted: given.Given, namespace: int, anchor: str) -> None:
     """Raise BAD_NETNS for the machine's, this node's and its slots' own namespaces.
 
-    And for other nodes', which have an interface that is called as `anchor`. namespace: open.
+    And for other nodes', which have an interface that is called as `anchor`, and the slots' of
+    those that share our run root. namespace: open.
     """
     own = [Path("/proc/thread-self/ns/net"), Path("/proc/1/ns/net")]
     with namespaces.inside(namespace):
         if anchor in (name for _, name in socket.if_nameindex()):
             raise given.bad_netns(wanted.path, given.OWN)
-    given.refuse_those(wanted, own + list(place.directory.glob("slot-*")))
+    taken = place.run_directory.parent.glob(f"*/{place.directory.name}/slot-*")
+    given.refuse_those(wanted, own + list(taken))
