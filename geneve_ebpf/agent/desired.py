@@ -17,7 +17,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.pace import Pace, without_collection
-from geneve_ebpf.control.addresses import AddressBook, Addresses
+from geneve_ebpf.control.address_book import AddressBook
+from geneve_ebpf.control.addresses import Addresses
 from geneve_ebpf.control.state import DesiredState, Difference, steps_of_difference
 from geneve_ebpf.control.store import Store
 from geneve_ebpf.dataplane import DataPlane

@@ -275,10 +275,6 @@ class DesiredState:
                 return route
         return None
 
-    def route_count(self) -> int:
-        """How many routes there are in all."""
-        return sum(map(len, self._routes.values()))
-
     def put_route(self, route: Route) -> None:
         """Add the route, or replace the one of its prefix."""
         routes = self._routes.setdefault(route.vpc, {})

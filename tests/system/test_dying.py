@@ -44,7 +44,12 @@ VICTIM = "/v1/sandboxes/victim"
 BOX = NETNS / f"{PREFIX}dy-box"  # a namespace that a container runtime made
 GHOSTS = {"ghost", "shade"}
 
-ATTACHING = ("agent/service.py", "dataplane/sandboxes.py", "control/addresses.py")
+ATTACHING = (
+    "agent/service.py",
+    "dataplane/sandboxes.py",
+    "control/address_book.py",
+    "control/addresses.py",
+)
 MAKING = (
     "agent/slot_process.py",
     "host/slots/making.py",

@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from geneve_ebpf.control.addresses import AddressBook, reserved_addresses
+from geneve_ebpf.control.address_book import AddressBook
+from geneve_ebpf.control.addresses import reserved_addresses
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import Route, RouteKind, Vpc
 
