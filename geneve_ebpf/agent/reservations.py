@@ -7,6 +7,7 @@ Knows nothing of HTTP, and runs in the agent's one thread. The maps are the reco
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from geneve_ebpf.agent.admission import Admission
 from geneve_ebpf.agent.asks import answer_of
@@ -46,15 +47,26 @@ class Reservations:
         self._pool.move(place, Phase.RESERVED)
         return place
 
-    async def add(self, netns: str, interface: str) -> tuple[Place, bool]:
+    async def add(
+        self, netns: str, interface: str, added: Callable[[Place], object]
+    ) -> tuple[Place, bool]:
         """A reserved slot in a namespace that others made, and whether it is new.
 
-        Of one interface in one namespace there is one slot, whoever asks how often. Raises
-        BAD_NETNS, INTERFACE_EXISTS, BUSY, NO_SLOT, NODE_CORDONED; then nothing is left.
+        added: called with one that is new, even if nobody waits for it any more. Of one
+        interface in one namespace there is one slot, whoever asks how often. Raises BAD_NETNS,
+        INTERFACE_EXISTS, BUSY, NODE_CORDONED, NO_SLOT; then nothing is left, unless the last
+        says that the slot process does not answer: it may do it yet.
         """
         check_interface(interface)
         self._intake.check()
         index, asked = self._pool.give(netns, interface)
+
+        def tell(_: object) -> None:
+            made = self._pool.handed_out(index)
+            if made is not None:
+                added(made)
+
+        asked.add_done_callback(tell)
         answered = await answer_of(asked, index)
         assert answered.content is not None
         there = answered.content["slot"]

@@ -231,14 +231,14 @@ def test_a_slot_that_is_given_back_while_it_is_asked_for_is_not_handed_out(gone)
     """The slot process found it there, a moment before it heard of that."""
 
     async def scene(pool, maker):
-        reservations = Reservations(Maps(), pool, Intake(Path("/nowhere")), None)
-        adding = asyncio.ensure_future(reservations.add("/a", "eth0"))
+        reservations, added = Reservations(Maps(), pool, Intake(Path("/nowhere")), None), []
+        adding = asyncio.ensure_future(reservations.add("/a", "eth0", added.append))
         await asyncio.sleep(0)
         maker.theirs.send(given(0, 0))
         place, new = await adding
         assert (place.index, new) == (0, True)
 
-        again = asyncio.ensure_future(reservations.add("/a", "eth0"))
+        again = asyncio.ensure_future(reservations.add("/a", "eth0", added.append))
         await asyncio.sleep(0)
         pool.destroy(place)
         if gone:
@@ -248,6 +248,23 @@ def test_a_slot_that_is_given_back_while_it_is_asked_for_is_not_handed_out(gone)
         with pytest.raises(GeneveError, match="slot-0 was there") as caught:
             await again
         assert caught.value.code is Code.BUSY
+        assert added == [place]
+
+    play(0, scene)
+
+
+def test_a_slot_is_told_of_though_who_asked_for_it_has_gone():
+    """It is there, and is his who asks again."""
+
+    async def scene(pool, maker):
+        reservations, added = Reservations(Maps(), pool, Intake(Path("/nowhere")), None), []
+        adding = asyncio.ensure_future(reservations.add("/a", "eth0", added.append))
+        await asyncio.sleep(0)
+        adding.cancel()
+        maker.theirs.send(given(0, 0))
+        await maker.obey_until(lambda: pool.counts["reserved"] == 1)
+
+        assert added == [pool.place(0)]
 
     play(0, scene)
 

@@ -54,10 +54,9 @@ class Slots:
 
     async def _add(self, call: Call) -> Answer:
         body = requests.ADD_SLOT(call.request.body)
-        place, new = await self._shared.node.reservations.add(body.netns, body.interface)
-        if new:
-            return self._told(201, call.request, "slot-added", place)
-        return json_answer(200, self._body(place))
+        told = partial(self._told, 201, call.request, "slot-added")
+        place, new = await self._shared.node.reservations.add(body.netns, body.interface, told)
+        return json_answer(201 if new else 200, self._body(place), told=new)
 
     def _reserve(self, call: Call) -> Answer | Awaitable[Answer]:
         body = requests.RESERVE(call.request.body) if call.request.body else requests.Reserve()
