@@ -159,6 +159,7 @@ def test_isc_client_configures_its_guest(bare: Sandbox, tmp_path: Path) -> None:
     assert (found["interface_mtu"], found["dhcp_lease_time"]) == (str(MTU), "86400")
 
 
+@pytest.mark.kernel
 def test_isc_client_asks_for_its_ipv6_address(
     pair: tuple[Node, Node], bare: Sandbox, tmp_path: Path
 ) -> None:
