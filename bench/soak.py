@@ -35,7 +35,9 @@ from geneve_ebpf.host import namespaces
 
 SLOTS = 256
 ALIVE = 64  # sandboxes at any time
-WARM = 6_000  # before the first count: histories of bounded length are full by then
+# Before the first count: histories of bounded length are full by then, and as many
+# addresses rest as will at any time, which is a minute's.
+WARM = 18_000
 # Sandboxes a second, where it is their number that matters: below what the kernel clears away.
 PACE = 250.0
 
