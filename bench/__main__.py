@@ -41,7 +41,7 @@ BENCHES = (
     Bench(
         "attach",
         8,
-        (6, 35, 18),
+        (5, 35, 18),
         "ours by library and through the agent; script, netlink, pooled classic",
     ),
     Bench(
@@ -74,7 +74,7 @@ BENCHES = (
     Bench(
         "slots",
         3,
-        (1, 15, 105),
+        (1, 15, 125),
         "thousands of slots: made, attached, restarted over, destroyed",
         Option("--slots", 4000, "slots of the full node"),
     ),

@@ -371,8 +371,8 @@ def namespaces_each(root: Path, count: int) -> float:
 
 def settle() -> None:
     """Wait until the kernel has done what it does later, memory that it gives back last: at most
-    some seconds."""
-    machine.settle(10)
+    half a minute. What vanishes in the background would hold up what is made next."""
+    machine.settle(20)
     for _ in range(20):
         before = kernel_kilobytes()
         time.sleep(0.5)
