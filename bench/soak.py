@@ -151,7 +151,11 @@ def counts(node: Served) -> dict[str, float]:
 
 
 def settled(node: Served, before: dict[str, float]) -> dict[str, float]:
-    """The counts, once all are back; memory may have grown by a tenth. Raises BenchError."""
+    """The counts, once all are back. Raises BenchError.
+
+    Memory may have grown by a fifth: as many addresses rest as went in the last minute, and
+    that was a faster one perhaps.
+    """
     after: dict[str, float] = {}
 
     def differing() -> list[str]:
@@ -159,7 +163,7 @@ def settled(node: Served, before: dict[str, float]) -> dict[str, float]:
         return [
             f"{name}: {before[name]:g} before, {value:g} after"
             for name, value in after.items()
-            if (value > 1.1 * before[name] if name.startswith("MB") else value != before[name])
+            if (value > 1.2 * before[name] if name.startswith("MB") else value != before[name])
         ]
 
     try:
