@@ -343,9 +343,13 @@ class SlotPool(Stock):
             self._failed(event["index"], str(event["op"]), str(event["message"]))
         self._look()
 
-    def _lost(self, index: int) -> None:
+    def _lost(self, index: int, *, again: bool = False) -> None:
         """Somebody deleted the interface of a slot: nobody must be attached to it."""
         place = self._places.get(index)
+        if place is not None and place.phase is Phase.MAKING and not again:
+            # That it is made was said just before, and the one who asked is still to be told.
+            asyncio.get_running_loop().call_soon(partial(self._lost, index, again=True))
+            return
         if place is not None and place.given is not None and place.phase is Phase.ATTACHED:
             self._log.warning("slot-lost", slot=f"slot-{index}", was=place.phase.value)
             self.on_lost(place)

@@ -263,7 +263,14 @@ class SlotMaker:
             for other, one in self._given.items():
                 if one.is_same(wanted) and not slots.gone(other):
                     return self._given_already(other)
-            self._take_back(index)  # what a maker that died in the middle left
+            if index in self._given:  # what a maker that died in the middle left
+                self._take_back(index)
+            elif not slots.gone(index):
+                raise GeneveError(
+                    Code.NO_SLOT,
+                    f"the node has an interface {slots.host_interface(index)} that is no slot's",
+                    hint="rename it, or delete it: a slot of that number is to come",
+                )
             self._records.add(index, wanted)
             self._given[index] = wanted
             try:

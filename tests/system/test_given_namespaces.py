@@ -197,6 +197,26 @@ def test_what_is_there_already_is_not_touched(node: Node, netns: Path) -> None:
         assert refused(node, *add, "--interface", name) == (2, "bad_request")
 
 
+def test_an_interface_of_somebody_elses_is_not_deleted_for_its_name(
+    node: Node, netns: Path
+) -> None:
+    """The node's namespace has one that is called like the host side of the slot to come: the
+    caller is told, and both namespaces stay as they are."""
+    there = {name for name in interfaces(node.netns) if name.startswith("gnv")}
+    strangers = [name for name in (f"gnv{number}" for number in range(8)) if name not in there]
+    try:
+        for name in strangers:
+            run("ip", "-n", node.namespace, "link", "add", name, "type", "veth", "peer",
+                f"away{name}")  # fmt: skip
+        assert refused(node, "slot", "add", "--netns", netns) == (6, "no_slot")
+        assert set(strangers) <= interfaces(node.netns)
+        assert untouched(node, netns)
+    finally:
+        for name in interfaces(node.netns) & set(strangers):
+            run("ip", "-n", node.namespace, "link", "delete", name)
+    asked(node, "slot", "add", "--netns", netns)
+
+
 def test_a_failed_attach_leaves_no_slot(node: Node, netns: Path) -> None:
     """One that was made for it; one that was there before stays."""
     words = ("--vpc", "nowhere", "--netns", netns)

@@ -31,6 +31,9 @@ class Maps:
     def slots(self):
         return iter(())
 
+    def retire(self, slot):
+        """Nobody looks at what the maps say."""
+
 
 class Maker:
     """The slot process's end of the channel, which makes at once whatever is ordered."""
@@ -265,6 +268,18 @@ def test_a_slot_is_told_of_though_who_asked_for_it_has_gone():
         await maker.obey_until(lambda: pool.counts["reserved"] == 1)
 
         assert added == [pool.place(0)]
+
+    play(0, scene)
+
+
+def test_a_slot_that_is_lost_in_the_breath_in_which_it_is_made_is_not_kept():
+    """Both are read at once, before the one who asked for it has heard."""
+
+    async def scene(pool, maker):
+        index, _ = pool.give("/a", "eth0")
+        lost = json.dumps({"event": "lost", "index": index}).encode() + b"\n"
+        maker.theirs.send(given(index, index) + lost)
+        await maker.obey_until(lambda: ("destroy", [index]) in maker.orders)
 
     play(0, scene)
 
