@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import socket
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -99,17 +99,18 @@ def test_segments_on_the_wire_arrive_merged_and_in_order(
     starts = [int.from_bytes(one.payload[4:8], "big") for one in packets if one.protocol == 6]
     assert max(len(frame.data) for frame in sent) <= 1514
     assert len(starts) < len(sent) / 3
-    # What a hasty sender has sent twice may come twice.
-    on_wire_once = Counter(
-        found.packet.payload[4:8]
-        for frame in sent
-        if (found := parse_tunnel(frame.data)) and found.packet.protocol == 6
-    )
-    order = [
-        (start - starts[0]) & 0xFFFFFFFF
-        for start in starts
-        if on_wire_once[start.to_bytes(4, "big")] < 2
-    ]
+    # What a hasty sender has sent twice may come twice, and what it sends late comes late.
+    highest, again = -1, set()
+    for frame in sent:
+        found = parse_tunnel(frame.data)
+        if found and found.packet.protocol == 6:
+            start = int.from_bytes(found.packet.payload[4:8], "big")
+            place = (start - starts[0]) & 0xFFFFFFFF
+            if place <= highest:
+                again.add(place)
+            highest = max(highest, place)
+    places = [(start - starts[0]) & 0xFFFFFFFF for start in starts]
+    order = [place for place in places if place not in again]
     assert order == sorted(order)
     assert sizes.seen() == {len(sent[10].data) - (116 if ":" in bed.nodes[0].vtep else 96) - 20}
     # A slot's kernel may speak of its groups; nothing else.
@@ -275,7 +276,7 @@ def test_a_wrong_checksum_stays_wrong(bed: Bed, ends: tuple[Sandbox, Sandbox]) -
 def test_a_machine_gets_what_its_tap_takes(bed: Bed, kind: str, offloads: int) -> None:
     """Merged on the uplink, and cut up again for a device that takes no superpackets; each byte in
     its place, each checksum right, or left to the machine if it said that it makes them. A tap
-    that is behind a veth gets them merged anew there, if the machine takes that."""
+    that is behind a veth gets them merged anew there, if the machine takes that; not on 6.1."""
     merged = 0
     machine, wire = Tap(bed.nodes[1], kind, offloads=offloads), Wire(bed)
     seen, came, said = bed.nodes[1].capture(), b"", kernel_log()
@@ -299,7 +300,8 @@ def test_a_machine_gets_what_its_tap_takes(bed: Bed, kind: str, offloads: int) -
             came += parse_ip(parse_ethernet(received.frame).payload).payload[20:]
         assert came == b"".join(bytes([n]) * 1000 for n in range(8))
         assert len([one for one in seen.frames() if not one.outgoing]) < 8  # it was merged before
-        assert bool(merged) == (kind == "tap" and bool(offloads))
+        anew = kind == "tap" and bool(offloads) and not platform.release().startswith("6.1.")
+        assert bool(merged) == anew
         assert complaints(said) == []
     finally:
         machine.close()
