@@ -358,31 +358,35 @@ class SlotMaker:
             self._tell(event="failed", index=index, op=op, message=message)
 
     def _destroy(self, indexes: list[int]) -> None:
-        bare = [index for index in indexes if not self._place.netns(index).exists()]
-        # Each alone takes tens of milliseconds of the lock of all netlink work; what is
-        # refused here is said below, where it is known of which slot.
-        with contextlib.suppress(OSError):
-            slots.cut_off_all(self._route, bare)
+        now = time.monotonic()
         for index in indexes:
             try:
-                if not slots.drop(self._place, index):
-                    slots.cut_off(self._ip, index)
-            except (OSError, NetlinkError) as error:
+                vanishes = slots.drop(self._place, index)
+            except OSError as error:
                 # This one alone: an index that is said to have failed is tried again, and
                 # by then one that vanished may be somebody's slot once more.
                 self._tell_failed("destroy", [index], str(error))
             else:
-                self._vanishing[index] = time.monotonic() + _VANISH_PATIENCE
+                self._vanishing[index] = now + _VANISH_PATIENCE if vanishes else now
 
     def _look_for_vanished(self) -> None:
         now = time.monotonic()
-        done = []
-        for index, deadline in self._vanishing.items():
-            if not slots.gone(index):
-                if now < deadline:
-                    continue
-                slots.cut_off(self._ip, index)
-            done.append(index)
+        done = [index for index in self._vanishing if slots.gone(index)]
+        left = self._vanishing.keys() - done
+        overdue = [index for index in left if self._vanishing[index] <= now]
+        try:
+            # Together: each alone holds the lock of all netlink work for tens of milliseconds,
+            # and they are hundreds when the kernel is behind with namespaces.
+            slots.cut_off_all(self._route, overdue)
+        except OSError as error:
+            for index in overdue:
+                if slots.gone(index):
+                    done.append(index)
+                else:
+                    del self._vanishing[index]
+                    self._tell_failed("destroy", [index], str(error))
+        else:
+            done += overdue
         if not done:
             return
         for index in done:
