@@ -76,51 +76,15 @@ def first_byte(guest: socket.socket, peer: IPv4Address, attach: Callable[[], obj
     raise BenchError(f"{peer} did not answer within {PATIENCE:.0f} s of the attach")
 
 
-def ours(node: Agent, peer: IPv4Address, cpu: int, samples: int) -> list[float]:
-    """Slots reserved before, attached through the agent."""
-    node.wait_for_slots()
-    ask = node.client.request
-    names: list[str] = []
-    taken: list[float] = []
-    with ExitStack() as stack, pinned(cpu):
-        try:
-            slots = [ask("POST", "/v1/slots:reserve")[1]["slot"] for _ in range(samples)]
-            guests = [stack.enter_context(ping_socket(Path(slot["netns"]))) for slot in slots]
-            for slot, guest in zip(slots, guests, strict=True):
-                names.append(f"first-{next(_names)}")
-                path, body = f"/v1/sandboxes/{names[-1]}", {"vpc": VPC, "slot": slot["id"]}
-                taken.append(first_byte(guest, peer, partial(ask, "PUT", path, body)))
-        finally:
-            ask("POST", "/v1/sandboxes:batch", {"detach": [{"sandbox": name} for name in names]})
-    return taken
-
-
-def pooled(host: Host, form: Form, cpu: int, samples: int) -> list[float]:
-    """All but the tunnel made before; the other end stands, and either knows the other's MAC."""
-    taken: list[float] = []
-    with ExitStack() as stack, pinned(cpu):
-        try:
-            ready = []
-            for _ in range(samples):
-                tenant = host.tenant()
-                ahead = form.prepare(host, tenant)
-                stand_opposite(host, tenant)
-                ready.append((tenant, ahead, stack.enter_context(ping_socket(tenant.namespace))))
-            with entering(host.node.netns):
-                for tenant, ahead, guest in ready:
-                    attach = partial(form.attach, host, tenant, ahead)
-                    taken.append(first_byte(guest, tenant.address(3), attach))
-        finally:
-            with suppress(BenchError):
-                run("ip", "link", "delete", "group", str(GROUP), netns=host.peer.netns)
-            host.clear()
-    return taken
-
-
-def ours_tap(
-    node: Agent, peer: IPv4Address, program: Path, kind: SlotKind, cpu: int, samples: int
+def ours(
+    node: Agent,
+    peer: IPv4Address,
+    cpu: int,
+    samples: int,
+    kind: SlotKind = SlotKind.NAMESPACE,
+    program: Path | None = None,
 ) -> list[float]:
-    """Machines that run at taps of reserved slots, attached through the agent."""
+    """Slots reserved before, attached through the agent; machines at their taps, by `program`."""
     node.wait_for_slots()
     ask = node.client.request
     names: list[str] = []
@@ -130,10 +94,13 @@ def ours_tap(
             ready = []
             for _ in range(samples):
                 place = ask("POST", "/v1/slots:reserve", {"kind": kind.value})[1]
-                tap, mac = machines.tap_of(node.node, place), place["guest"]["mac"]
-                name = f"first-m{next(_names)}"
-                netns = stack.enter_context(machines.machine(program, name, tap, cpu, mac))
-                machines.configure(netns, place["guest"])
+                if program is None:
+                    netns = Path(place["slot"]["netns"])
+                else:
+                    tap, mac = machines.tap_of(node.node, place), place["guest"]["mac"]
+                    name = f"first-m{next(_names)}"
+                    netns = stack.enter_context(machines.machine(program, name, tap, cpu, mac))
+                    machines.configure(netns, place["guest"])
                 ready.append((place["slot"]["id"], stack.enter_context(ping_socket(netns))))
             for slot, guest in ready:
                 names.append(f"first-{next(_names)}")
@@ -144,24 +111,32 @@ def ours_tap(
     return taken
 
 
-def pooled_tap(host: Host, form: Form, program: Path, cpu: int, samples: int) -> list[float]:
-    """As pooled, with a machine's tap in the bridge in place of a veth."""
+def pooled(
+    host: Host, form: Form, cpu: int, samples: int, program: Path | None = None
+) -> list[float]:
+    """All but the tunnel made before; the other end stands, and either knows the other's MAC.
+
+    program: a machine's tap is in the bridge in place of a veth, whose addresses are there.
+    """
     taken: list[float] = []
     with ExitStack() as stack, pinned(cpu):
         try:
             ready = []
             for _ in range(samples):
                 tenant = host.tenant()
-                tap = add_tap(host, tenant)
-                name = f"first-m{next(_names)}"
-                netns = stack.enter_context(machines.machine(program, name, tap, cpu))
-                words = ("address", "add", f"{tenant.address(2)}/24", "dev", machines.CARD)
-                run("ip", *words, netns=netns)
+                if program is None:
+                    ahead, netns = form.prepare(host, tenant), tenant.namespace
+                else:
+                    ahead, tap = None, add_tap(host, tenant)
+                    name = f"first-m{next(_names)}"
+                    netns = stack.enter_context(machines.machine(program, name, tap, cpu))
+                    words = ("address", "add", f"{tenant.address(2)}/24", "dev", machines.CARD)
+                    run("ip", *words, netns=netns)
                 stand_opposite(host, tenant, netns)
-                ready.append((tenant, stack.enter_context(ping_socket(netns))))
+                ready.append((tenant, ahead, stack.enter_context(ping_socket(netns))))
             with entering(host.node.netns):
-                for tenant, guest in ready:
-                    attach = partial(form.attach, host, tenant, None)
+                for tenant, ahead, guest in ready:
+                    attach = partial(form.attach, host, tenant, ahead)
                     taken.append(first_byte(guest, tenant.address(3), attach))
         finally:
             with suppress(BenchError):
@@ -185,10 +160,9 @@ def add_tap(host: Host, tenant: classic.Tenant) -> machines.Tap:
     return machines.Tap(host.node.netns, name)
 
 
-def stand_opposite(host: Host, tenant: classic.Tenant, here: Path | None = None) -> None:
+def stand_opposite(host: Host, tenant: classic.Tenant, sandbox: Path) -> None:
     """The tenant's other sandbox: an address behind a tunnel device in the peer's namespace. Either
-    end knows the other's MAC. here: where the sandbox is, if not in the tenant's namespace."""
-    sandbox = here or tenant.namespace
+    end knows the other's MAC. sandbox: the namespace that the first one's eth0 is in."""
     name = f"gnvr{tenant.number}"
     kind = ["dstport", "4789", "local", str(host.peer.address)] if host.kind == "vxlan" else []
     in_peer = partial(run, netns=host.peer.netns)
@@ -247,11 +221,11 @@ def main(json_file: str | None, rounds: int) -> None:
             ),
         ]
         if program := compiled("vmm.c", root):
-            for kind in (SlotKind.TAP, SlotKind.HOST_TAP):
-                name = f"first_byte.ours_{kind.value.replace('-', '_')}"
-                measure = partial(ours_tap, here, peer, program, kind, second)
+            for slot_kind in (SlotKind.TAP, SlotKind.HOST_TAP):
+                name = f"first_byte.ours_{slot_kind.value.replace('-', '_')}"
+                measure = partial(ours, here, peer, second, kind=slot_kind, program=program)
                 contestants.append(Contestant(name, "us", MACHINES, measure, 1))
-            measure = partial(pooled_tap, host, classic.Pooled(), program, second)
+            measure = partial(pooled, host, classic.Pooled(), second, program=program)
             contestants.append(Contestant("first_byte.pooled_tap", "us", MACHINES, measure, 1))
         turns = harness.take_turns(contestants, rounds)
     about["placement"] = {"agent": first, "slot process": second, "guest and caller": second}
