@@ -38,7 +38,8 @@ ALIVE = 64  # sandboxes at any time
 # Before the first count: histories of bounded length are full by then, and as many
 # addresses rest as will at any time, which is a minute's.
 WARM = 18_000
-# Sandboxes a second, where it is their number that matters: below what the kernel clears away.
+# Sandboxes a second at the most, where it is their number that matters. The kernel clears so many
+# namespaces away for a minute or two; then it falls behind, and they come more slowly.
 PACE = 250.0
 
 NOTES = ("rate: sandboxes that came and went a second; what they cost is in `sustained`.",)
