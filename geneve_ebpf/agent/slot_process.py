@@ -48,6 +48,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from ipaddress import IPv6Address, ip_address
 from typing import Any, ClassVar, NamedTuple
 
@@ -55,9 +56,10 @@ from geneve_ebpf.dataplane import DataPlane, facts, splice_program
 from geneve_ebpf.dataplane.uplinks import Seen, Uplinks
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import messages, namespaces, slots, taps
-from geneve_ebpf.host.given import Given, Records, open_netns
+from geneve_ebpf.host.given import Given, Records
 from geneve_ebpf.host.netlink import IPRoute, NetlinkError, RouteSocket
 from geneve_ebpf.host.settings import Settings
+from geneve_ebpf.host.walks import Walk, bad_netns
 from geneve_ebpf.loader import hooks
 from geneve_ebpf.loader.bpf import quiesce
 from geneve_ebpf.model import AddressMode, NodeSettings, SlotKind, SlotState
@@ -66,6 +68,8 @@ _VANISH_PATIENCE = 2.0  # seconds until a namespace that lingers loses its inter
 _ROUND = 60.0  # seconds of rest between looks for slots that were lost
 _POLL = 0.01  # seconds between looks at interfaces that are to vanish
 _RESIZE_AT_ONCE = 32  # slots; less than a millisecond each, and orders wait meanwhile
+_WALKS_MAX = 64  # paths that are walked at once; the oldest is then waited for
+_RESIZE_SECONDS = 0.05  # after so long no other one; the way into a namespace may be long
 
 
 class Reply(NamedTuple):
@@ -106,6 +110,7 @@ class SlotMaker:
         }
         self._records = Records(settings.run_directory)
         self._given: dict[int, Given] = {}  # slots in namespaces that others made
+        self._walks: dict[Walk, Callable[[], None]] = {}  # and what is to be done at their ends
         self._vanishing: dict[int, float] = {}  # index -> when to stop waiting
         self._to_resize: list[int] = []
         self._to_resize_later: set[int] = set()  # those that failed, once a round
@@ -121,12 +126,12 @@ class SlotMaker:
         # What a change of the MTU just before this process's time has left undone.
         self._to_resize = [slot.index for slot in self._plane.slots()]
         pending = b""
-        ears: list[socket.socket | RouteSocket] = [self._agent, self._ear]
         while True:
-            wait = 0.0 if self._to_resize else _POLL if self._vanishing else _ROUND
-            heard = select.select(ears, [], [], wait)[0]
+            ears: list[socket.socket | RouteSocket | Walk] = [self._agent, self._ear, *self._walks]
+            heard = select.select(ears, [], [], self._rest())[0]
             if self._ear in heard:
                 self._listen()
+            self._end_walks(heard)
             if self._agent in heard:
                 data = heard_from(self._agent)
                 if not data:
@@ -143,6 +148,20 @@ class SlotMaker:
             elif not heard:
                 self._look_for_lost()
                 self._look_at_uplinks()  # a device that could not be made may be makeable now
+
+    def _rest(self) -> float:
+        """Seconds until there is something to do that nobody tells us of."""
+        if self._to_resize:
+            return 0.0
+        rest = _POLL if self._vanishing else _ROUND
+        now = time.monotonic()
+        return max(0.0, min([rest, *(walk.end - now for walk in self._walks)]))
+
+    def _end_walks(self, heard: list[Any]) -> None:
+        """Do what was asked about the paths that have led somewhere, or nowhere for too long."""
+        now = time.monotonic()
+        for walk in [walk for walk in self._walks if walk in heard or walk.end <= now]:
+            self._walks.pop(walk)()
 
     def _listen(self) -> None:
         """Something changed on some interface, our own slots' among them."""
@@ -172,12 +191,15 @@ class SlotMaker:
             )
 
     def _resize_some(self) -> None:
+        end = time.monotonic() + _RESIZE_SECONDS
         for index in self._to_resize[:_RESIZE_AT_ONCE]:
+            del self._to_resize[0]
             try:
                 slots.resize(self._place, index, self._address6(index))
             except OSError:  # somebody took it apart, or the kernel had no memory just now
                 self._to_resize_later.add(index)
-        del self._to_resize[:_RESIZE_AT_ONCE]
+            if time.monotonic() > end:
+                break
 
     def _address6(self, index: int) -> IPv6Address | None:
         """What eth0 of a slot has of IPv6; None where a machine or IPv4 alone is in there."""
@@ -211,7 +233,7 @@ class SlotMaker:
 
     def _obey(self, op: str, indexes: list[int], **more: Any) -> None:
         if op in self._answers:
-            self._answer(op, indexes[0], more)
+            self._answer(op, indexes[0], partial(self._answers[op], self, indexes[0], **more))
             return
         try:
             if op == "make":
@@ -223,14 +245,18 @@ class SlotMaker:
         except Exception as error:  # pyroute2 has errors of its own
             self._tell_failed(op, indexes, repr(error))
 
-    def _answer(self, op: str, index: int, more: dict[str, Any]) -> None:
-        error, reply = None, Reply()
+    def _answer(self, op: str, index: int, act: Callable[[], Reply | None]) -> None:
+        """Do what is asked about a slot and say what came of it; later, if that is None."""
+        error: GeneveError | None = None
+        reply: Reply | None = Reply()
         try:
-            reply = self._answers[op](self, index, **more)
+            reply = act()
         except GeneveError as refused:
             error = refused
         except (OSError, NetlinkError) as failed:
             error = GeneveError(Code.NO_SLOT, str(failed), hint="try again with another slot")
+        if reply is None:
+            return
         self._tell(
             reply.passed,
             event="answered",
@@ -254,9 +280,20 @@ class SlotMaker:
         with slots.beside_tap(self._place, index, SlotKind(kind)) as tap:
             return Reply(taps.open_tap(tap))
 
-    def _give(self, index: int, netns: str, interface: str) -> Reply:
+    def _give(self, index: int, netns: str, interface: str) -> None:
+        """Find the namespace; meanwhile there is other work to do."""
+        if len(self._walks) >= _WALKS_MAX:
+            self._walks.pop(next(iter(self._walks)))()
+        walk = Walk(netns)
+        give = partial(self._give_there, index, walk, netns, interface)
+        self._walks[walk] = partial(self._answer, "give", index, give)
+
+    def _give_there(self, index: int, walk: Walk, netns: str, interface: str) -> Reply:
         """Make the slot, unless there is one of that interface in that namespace."""
-        namespace = open_netns(netns)
+        try:
+            namespace = walk.namespace()
+        except TimeoutError as error:
+            raise bad_netns(netns, str(error.strerror)) from None
         try:
             wanted = Given.of(netns, namespace, interface)
             slots.refuse_ours(self._place, wanted, namespace, hooks.ANCHOR)
@@ -311,7 +348,7 @@ class SlotMaker:
             self._records.remove(index)
 
     # What answers a question about one slot.
-    _answers: ClassVar[dict[str, Callable[..., Reply]]] = {
+    _answers: ClassVar[dict[str, Callable[..., Reply | None]]] = {
         "number": _number,
         "own": _own,
         "open": _open,

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.errors import GeneveError
+from geneve_ebpf.host.walks import Walk, bad_netns
 
-_NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000
+# Seconds that the way to one may take that was walked before. Meanwhile no slot is made.
+_PATIENCE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,42 +44,16 @@ class Given:
         return mine == (other.device, other.inode, other.interface)
 
     def open(self) -> int:
-        """A descriptor of it. Raises FileNotFoundError if it is not at its path any more."""
+        """A descriptor of it. Raises FileNotFoundError if it is not at its path any more,
+        TimeoutError if nothing answers on the way there."""
         try:
-            descriptor = open_netns(self.path)
+            descriptor = Walk(self.path, _PATIENCE).namespace()
         except GeneveError as error:
             raise FileNotFoundError(errno.ENOENT, error.message) from None
         if not self.is_same(Given.of(self.path, descriptor, self.interface)):
             os.close(descriptor)
             raise FileNotFoundError(errno.ENOENT, "another namespace is there by now", self.path)
         return descriptor
-
-
-def open_netns(path: str) -> int:
-    """A descriptor of the network namespace at a path. Raises BAD_NETNS if none is there.
-
-    The path is walked once. Nothing is opened before it is known to be a namespace's
-    file: opening a device or a FIFO can do something, or wait for ever.
-    """
-    if not path.startswith("/"):
-        raise bad_netns(path, "is no absolute path")
-    try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            # All namespaces' files are on one file system, which holds nothing else.
-            if os.fstat(place).st_dev != os.stat("/proc/self/ns/net").st_dev:
-                raise bad_netns(path, "is no namespace's file")
-            descriptor = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            os.close(place)
-    except OSError as error:
-        raise bad_netns(path, f"cannot be opened: {error.strerror}") from None
-    except ValueError:  # a zero byte
-        raise bad_netns(path, "is no path") from None
-    if fcntl.ioctl(descriptor, _NS_GET_NSTYPE) != _CLONE_NEWNET:
-        os.close(descriptor)
-        raise bad_netns(path, "is a namespace of another type")
-    return descriptor
 
 
 def refuse_those(given: Given, others: list[Path]) -> None:
@@ -92,17 +67,6 @@ def refuse_those(given: Given, others: list[Path]) -> None:
 
 
 OWN = "is the machine's, a node's or a slot's own namespace"
-
-
-def bad_netns(path: str, why: str) -> GeneveError:
-    """What is said of a path that is not to be had."""
-    return GeneveError(
-        Code.BAD_NETNS,
-        f"{path[:200]!r} {why}",
-        hint="the path of a sandbox's network namespace, such as /run/netns/NAME or"
-        " /proc/PID/ns/net, as the agent sees it",
-        field="netns",
-    )
 
 
 class Records:

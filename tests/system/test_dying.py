@@ -57,7 +57,13 @@ MAKING = (
     "host/namespaces.py",
     "dataplane/sandboxes.py",
 )
-GIVING = ("agent/slot_process.py", "host/given.py", "host/slots/given.py", "host/slots/making.py")
+GIVING = (
+    "agent/slot_process.py",
+    "host/given.py",
+    "host/walks.py",
+    "host/slots/given.py",
+    "host/slots/making.py",
+)
 DESTROYING = ("agent/slot_process.py", "host/slots/destroying.py", "dataplane/sandboxes.py")
 SETTING_UP = ("dataplane/node_setup.py", "loader/hooks.py", "loader/kept.py", "loader/pins.py")
 REMEMBERING = ("control/attached_log.py", "agent/service.py")

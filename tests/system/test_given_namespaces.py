@@ -17,13 +17,15 @@ import pytest
 
 from geneve_ebpf.host.given import Records
 from lab.network import NETNS, Lab, Node, inside, run
-from tests.api import Agent, kill_slot_process
+from tests.api import Agent, children, kill_slot_process
 from tests.command import asked, geneve, new_lab, refused
+from tests.hanging import hanging
 from tests.kinds import empty, states
 from tests.nodes import PREFIX, eventually, ping
 from tests.patience import PATIENCE
 
 SLOTS = 2
+SLOT_PROCESS = "geneve_ebpf.agent.slot_process"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,11 @@ def interfaces(netns: Path) -> set[str]:
 def addresses(netns: Path, interface: str) -> set[str]:
     (shown,) = json.loads(run(*inside(netns, "ip", "-j", "address", "show", "dev", interface)))
     return {one["local"] for one in shown["addr_info"]}
+
+
+def mtu(netns: Path, interface: str) -> int:
+    (link,) = json.loads(run(*inside(netns, "ip", "-j", "link", "show", "dev", interface)))
+    return link["mtu"]
 
 
 def untouched(node: Node, netns: Path) -> bool:
@@ -175,6 +182,52 @@ def test_no_other_namespace_is_entered(
     agent.close()
     assert interfaces(node.netns) == before
     assert asked(node, "slot", "list")["slots"] == slots
+
+
+def test_a_path_that_hangs_keeps_nobody_waiting(lab: Lab, node: Node, netns: Path) -> None:
+    """Whoever asks for a slot by it is told, others get theirs meanwhile, and slots' MTU follows
+    though the way to one of them hangs by now; no process of ours stays in there."""
+    directory = Path(node.directory, "hangs")
+    directory.mkdir()
+    (directory / "box").symlink_to(netns)
+    (maker,) = children(lab.agents[node.name], SLOT_PROCESS)
+    try:
+        slot = asked(node, "slot", "add", "--netns", directory / "box")["slot"]
+        other = asked(node, "attach", "other", "--vpc", "blue")
+        with hanging(directory):
+            answers: list[tuple[int, Any]] = []
+
+            def add() -> None:
+                agent = Agent(node.socket)
+                answers.append(agent.ask("POST", "/v1/slots", {"netns": f"{directory}/box"}))
+                agent.close()
+
+            adders = [threading.Thread(target=add) for _ in range(3)]
+            for one in adders:
+                one.start()
+            assert eventually(lambda: len(children(maker, SLOT_PROCESS)) == 3)
+            agent = Agent(node.socket)
+            body = {"netns": str(netns)}
+            assert agent.must("POST", "/v1/slots", body)["slot"]["id"] == slot["id"]
+            assert answers == []
+            for one in adders:
+                one.join(60)
+            assert [status for status, _ in answers] == [400, 400, 400]
+            for _, answer in answers:
+                assert answer["error"]["code"] == "bad_netns"
+                assert "does not answer" in answer["error"]["message"]
+
+            run("ip", "-n", node.namespace, "link", "set", "uplink0", "mtu", 1400)
+            assert eventually(lambda: mtu(Path(other["slot"]["netns"]), "eth0") == 1350, 30)
+        assert children(lab.agents[node.name], SLOT_PROCESS) == [maker]
+        agent.must("POST", "/v1/slots", body)
+        ended = Path(f"/proc/{maker}/task/{maker}/children")
+        assert eventually(lambda: not ended.read_text())
+        agent.close()
+    finally:
+        run("ip", "-n", node.namespace, "link", "set", "uplink0", "mtu", 1500)
+        (directory / "box").unlink()
+        directory.rmdir()
 
 
 def test_what_is_there_already_is_not_touched(node: Node, netns: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.host import given, links, messages, namespaces
+from geneve_ebpf.host import given, links, messages, namespaces, walks
 from geneve_ebpf.host.netlink import Batch, RouteSocket
 from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.host.slots.kinds import GUEST_SIDE, IPV6_MTU_MIN, Draft, NamespaceKind, furniture
@@ -92,6 +92,6 @@ def refuse_ours(place: Place, wanted: given.Given, namespace: int, anchor: str) 
     own = [Path("/proc/thread-self/ns/net"), Path("/proc/1/ns/net")]
     with namespaces.inside(namespace):
         if anchor in (name for _, name in socket.if_nameindex()):
-            raise given.bad_netns(wanted.path, given.OWN)
+            raise walks.bad_netns(wanted.path, given.OWN)
     taken = place.run_directory.parent.glob(f"*/{place.directory.name}/slot-*")
     given.refuse_those(wanted, own + list(taken))
