@@ -69,6 +69,7 @@ SETTING_UP = ("dataplane/node_setup.py", "loader/hooks.py", "loader/kept.py", "l
 REMEMBERING = ("control/attached_log.py", "agent/service.py")
 STARTING = (
     "agent/run.py",
+    "agent/life.py",
     "agent/service.py",
     "dataplane/sandboxes.py",
     "dataplane/routes.py",
