@@ -58,6 +58,15 @@ class SlotKind(str, Enum):
     HOST_TAP = "host-tap"  # a tap in the node's namespace
 
 
+# Of what is in a slot's namespace: the same in every one, as snapshots are restored by name.
+GUEST_INTERFACE, TAP = "eth0", "tap0"
+
+
+def host_interface(index: int) -> str:
+    """Name of a slot's host-side interface, in the node's namespace."""
+    return f"gnv{index}"
+
+
 class AddressMode(str, Enum):
     """Which address a guest has on its eth0."""
 

@@ -29,6 +29,7 @@ from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader.bpf import quiesce
 from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import (
+    GUEST_INTERFACE,
     Endpoint,
     NodeSettings,
     Route,
@@ -36,6 +37,7 @@ from geneve_ebpf.model import (
     SlotState,
     Vtep,
     endpoint_mac,
+    host_interface,
 )
 from lab.network import NETNS, inside, run, set_up_namespace
 from tests.patience import PATIENCE
@@ -163,7 +165,7 @@ class Sandbox(Host):
     def __init__(
         self, node: Node, slot: int, name: str, vni: int, address: str, address6: str = ""
     ) -> None:
-        super().__init__(node.bed, node.place.netns(slot), slots.GUEST_INTERFACE, address, address6)
+        super().__init__(node.bed, node.place.netns(slot), GUEST_INTERFACE, address, address6)
         self.node = node
         self.slot = slot
         self.name = name
@@ -290,7 +292,7 @@ class Node:
 
     def host_interface(self, slot: int) -> str:
         """Name of a slot's interface on this side."""
-        return slots.host_interface(slot)
+        return host_interface(slot)
 
     def knows(self, *others: Node | str) -> None:
         """Accept Geneve from these."""

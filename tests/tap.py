@@ -10,8 +10,8 @@ import struct
 import time
 from dataclasses import dataclass
 
-from geneve_ebpf.host import namespaces, slots, taps
-from geneve_ebpf.model import Endpoint, endpoint_mac, ip_address
+from geneve_ebpf.host import namespaces, taps
+from geneve_ebpf.model import TAP, Endpoint, endpoint_mac, ip_address
 from tests.nodes import BLUE, Node, six
 from tests.patience import PATIENCE
 
@@ -41,7 +41,7 @@ class Tap:
         self.node = node
         self.slot = node.tap_slot(kind)
         with namespaces.entering(node.netns if kind == "host-tap" else node.place.netns(self.slot)):
-            name = node.host_interface(self.slot) if kind == "host-tap" else slots.TAP
+            name = node.host_interface(self.slot) if kind == "host-tap" else TAP
             self._fd = taps.open_tap(name)
         fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offloads)
         own, own6 = ip_address(OWN), ip_address(six(OWN))

@@ -9,10 +9,18 @@ from functools import lru_cache
 from geneve_ebpf.agent.places import Place
 from geneve_ebpf.agent.slot_pool import SlotPool
 from geneve_ebpf.dataplane import Counters, Drops, Event, Probe, Traffic
-from geneve_ebpf.model import Attachment, Guest, PathMtu, Route, Vpc, Vtep, ipv4_text
+from geneve_ebpf.model import (
+    GUEST_INTERFACE,
+    Attachment,
+    Guest,
+    PathMtu,
+    Route,
+    Vpc,
+    Vtep,
+    ipv4_text,
+)
 
 Json = dict[str, object]
-GUEST_INTERFACE = "eth0"
 
 
 def schema(name: str) -> str:

@@ -9,9 +9,7 @@ from enum import Enum
 import msgspec
 
 from geneve_ebpf.host.given import Given
-from geneve_ebpf.model import SlotKind
-
-TAP = "tap0"  # of every slot with a tap in its namespace
+from geneve_ebpf.model import TAP, SlotKind, host_interface
 
 
 class Phase(str, Enum):
@@ -57,7 +55,7 @@ class Place:
     @property
     def host_interface(self) -> str:
         """Name of the host-side interface, in the node's namespace."""
-        return f"gnv{self.index}"
+        return host_interface(self.index)
 
     @property
     def tap(self) -> str | None:

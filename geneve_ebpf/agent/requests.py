@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.model import AddressMode, SlotKind
+from geneve_ebpf.model import GUEST_INTERFACE, AddressMode, SlotKind
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class AddSlot(Body):
     """POST /v1/slots."""
 
     netns: str  # path of a namespace that the caller made
-    interface: str = "eth0"  # to be made in there
+    interface: str = GUEST_INTERFACE  # to be made in there
 
 
 class BatchAttach(Body):

@@ -62,7 +62,7 @@ from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.host.walks import Walk, bad_netns
 from geneve_ebpf.loader import hooks
 from geneve_ebpf.loader.bpf import quiesce
-from geneve_ebpf.model import AddressMode, NodeSettings, SlotKind, SlotState
+from geneve_ebpf.model import AddressMode, NodeSettings, SlotKind, SlotState, host_interface
 
 _VANISH_PATIENCE = 2.0  # seconds until a namespace that lingers loses its interface
 _ROUND = 60.0  # seconds of rest between looks for slots that were lost
@@ -305,7 +305,7 @@ class SlotMaker:
             elif not slots.gone(index):
                 raise GeneveError(
                     Code.NO_SLOT,
-                    f"the node has an interface {slots.host_interface(index)} that is no slot's",
+                    f"the node has an interface {host_interface(index)} that is no slot's",
                     hint="rename it, or delete it: a slot of that number is to come",
                 )
             self._records.add(index, wanted)

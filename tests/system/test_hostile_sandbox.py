@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from geneve_ebpf.host import namespaces, slots
-from geneve_ebpf.model import Guest
+from geneve_ebpf.host import namespaces
+from geneve_ebpf.model import Guest, host_interface
 from tests.nodes import BLUE, RED, Bed, Node, Sandbox, eventually, ping, two_nodes
 from tests.wire import ARP, BROADCAST, IPV4, arp_request, ethernet, ipv4, tagged, udp
 
@@ -383,7 +383,7 @@ def test_neighbour_tables_stay_as_they_are(pair: tuple[Node, Node]) -> None:
             entries = [line.split() for line in table.readlines()[1:]]
         # complete (2) and permanent (4)
         assert [(entry[0], entry[2]) for entry in entries] == [(str(GUEST.gateway), "0x6")]
-    host = {slots.host_interface(sandbox.slot) for sandbox in sandboxes}
+    host = {host_interface(sandbox.slot) for sandbox in sandboxes}
     with namespaces.entering(a.netns), open("/proc/thread-self/net/arp") as table:
         assert not [line for line in table.readlines()[1:] if line.split()[-1] in host]
 

@@ -17,8 +17,8 @@ from geneve_ebpf.agent.config import load
 from geneve_ebpf.cli.checks import NEIGHBOURS_WANTED
 from geneve_ebpf.dataplane.merging import DEVICE
 from geneve_ebpf.exporter.metrics import METRICS
-from geneve_ebpf.host.slots import host_interface
 from geneve_ebpf.loader.hooks import ANCHOR
+from geneve_ebpf.model import host_interface
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

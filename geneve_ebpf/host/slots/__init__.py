@@ -10,14 +10,12 @@ from geneve_ebpf.host.slots.given import GivenKind, refuse_ours
 from geneve_ebpf.host.slots.kinds import NAMESPACE, Draft, Kind
 from geneve_ebpf.host.slots.making import AT_ONCE, make, make_many
 from geneve_ebpf.host.slots.native import number
-from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place, host_interface
-from geneve_ebpf.host.slots.taps import TAP, HostTapKind, TapKind, beside_tap
+from geneve_ebpf.host.slots.place import Place
+from geneve_ebpf.host.slots.taps import HostTapKind, TapKind, beside_tap
 
 __all__ = [
     "AT_ONCE",
-    "GUEST_INTERFACE",
     "NAMESPACE",
-    "TAP",
     "Draft",
     "GivenKind",
     "HostTapKind",
@@ -30,7 +28,6 @@ __all__ = [
     "cut_off_all",
     "drop",
     "gone",
-    "host_interface",
     "lost",
     "make",
     "make_many",

@@ -12,7 +12,8 @@ from pyroute2 import IPRoute
 
 from geneve_ebpf.host import links, namespaces
 from geneve_ebpf.host.netlink import RouteSocket
-from geneve_ebpf.host.slots.place import Place, host_interface
+from geneve_ebpf.host.slots.place import Place
+from geneve_ebpf.model import host_interface
 
 
 def drop(place: Place, index: int) -> bool:

@@ -27,8 +27,8 @@ from typing import Protocol
 from geneve_ebpf.host import links, messages
 from geneve_ebpf.host.netlink import Batch, RouteSocket
 from geneve_ebpf.host.settings import Settings
-from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place, host_interface
-from geneve_ebpf.model import Guest, SlotKind
+from geneve_ebpf.host.slots.place import Place
+from geneve_ebpf.model import GUEST_INTERFACE, Guest, SlotKind, host_interface
 
 # Of the host side: a veth drops what is larger, uncounted; sandbox_tx counts and answers it.
 _HOST_MTU = 65535

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every slot of a node has in common, and what its parts are called."""
+"""What every slot of a node has in common: where it is made, and as what."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geneve_ebpf.model import Guest
-
-GUEST_INTERFACE = "eth0"
-
-
-def host_interface(index: int) -> str:
-    """Name of a slot's host-side interface, in the node's namespace."""
-    return f"gnv{index}"
 
 
 @dataclass(frozen=True, slots=True)

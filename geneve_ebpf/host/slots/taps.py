@@ -13,10 +13,9 @@ from geneve_ebpf.host import links, messages, namespaces, taps, tc
 from geneve_ebpf.host.netlink import RouteSocket
 from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.host.slots.kinds import GUEST_SIDE, LOOPBACK, Draft, NamespaceKind
-from geneve_ebpf.host.slots.place import GUEST_INTERFACE, Place, host_interface
-from geneve_ebpf.model import SlotKind
+from geneve_ebpf.host.slots.place import Place
+from geneve_ebpf.model import GUEST_INTERFACE, TAP, SlotKind, host_interface
 
-TAP = "tap0"  # the same in every slot: a snapshot is restored by name
 _DISTANCE = constant("TAP_DISTANCE")
 _BLOCK = 6081  # in a namespace of our own, where nobody else has one
 
