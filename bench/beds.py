@@ -350,7 +350,8 @@ def ovs(datapath: str) -> Iterator[Bed]:
             IPv4Address(RECEIVER),
             (nodes[0].netns, UNDERLAY),
             underlay_switch(*(node.netns for node in nodes)) if in_kernel else settle,
-            sent_by(nodes[0].netns, UNDERLAY),
+            # The kernel's datapath has that device for its tunnels, and no other way to them.
+            sent_by(nodes[0].netns, "genev_sys_6081" if in_kernel else UNDERLAY),
         )
 
 

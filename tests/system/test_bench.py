@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,24 @@ def test_a_contestant_does_every_work(program: Path, name: str) -> None:
             assert value > 0, work.name
 
     assert {f"cpu_tcp1.{name}", f"skbs_tcp1.{name}", f"rr_p99.{name}"} <= set(side.rows)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("name", ["geneve_bridge", "ovs_kernel"])
+def test_a_contestant_that_few_kernels_have_does_every_work(program: Path, name: str) -> None:
+    """It joins the others where the kernel has its device, and a row without that is found out."""
+    side = wire.Side()
+    with ExitStack() as stack:
+        made, absent = wire.make_beds(stack, {name})
+        if name in absent:
+            pytest.skip(absent[name])
+        for work in QUICK:
+            (value,) = wire.measured(program, work, name, made[name], CPUS, side, 1)
+            assert value > 0, work.name
+        other = stack.enter_context(beds.bare_veth())
+        astray = replace(other, check=made[name].check)
+        with pytest.raises(BenchError, match=r"(tunnel|genev_sys_6081) sent \d+ bytes, not"):
+            wire.measured(program, QUICK[0], "bare_veth", astray, CPUS, side, 1)
 
 
 def test_a_wire_that_is_not_as_the_row_says_is_found_out(program: Path) -> None:
