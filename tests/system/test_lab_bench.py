@@ -9,6 +9,7 @@ of namespaces are told apart.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,26 @@ def test_it_measures_each_way_and_the_client_gets_nowhere(lab, through, tmp_path
     ]
     assert all(line in done.stdout for line in found["outsider"])
     assert not any(left["vpcs"] or left["vteps"] for left in state(lab))
+
+
+def test_metrics_that_are_served_outside_are_there(lab, through):
+    """The client asks for them at node2's address on the wire, wherever they listen."""
+    node2 = lab.nodes[1]
+    text = node2.config.read_text()
+    try:
+        lab.stop_agent(node2)
+        node2.config.write_text(re.sub(r'listen = ".*"', 'listen = "0.0.0.0:16081"', text))
+        lab.start_agent(node2)
+        lab.wait_ready(node2)
+        done = bench(through, "--rounds", 0)
+    finally:
+        lab.stop_agent(node2)
+        node2.config.write_text(text)
+        lab.start_agent(node2)
+        lab.wait_ready(node2)
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"0\.0\.0\.0:16081: [1-9][0-9]* metrics for the client", done.stdout)
 
 
 def test_a_client_that_is_let_in_is_told(lab, through):
