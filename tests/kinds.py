@@ -8,12 +8,15 @@ import select
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lab.network import Lab, Node
 from tests.command import asked
 from tests.packets import GATEWAY_MAC, GUEST, GUEST_MAC, ICMP, IP, Ether
 from tests.patience import PATIENCE
 
 OWNER, KEPT = 64998, 2  # the uid of the node's taps, and its ready slots of each kind
+KINDS = pytest.mark.parametrize("kind", ["tap", "host-tap"])  # of those a machine opens
 HEADER = bytes(10)  # virtio's, of a frame as it is
 
 

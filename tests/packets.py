@@ -88,6 +88,7 @@ def vtep_of(address: str, family: int) -> str:
 
 ALICE6, BOB6, CAROL6, REMOTE6 = six(ALICE), six(BOB), six(CAROL), six(REMOTE)
 EMIL6 = six("10.0.1.8")  # in BLUE, without an IPv4 address
+SELF, NEIGHBOUR, AFAR = {4: ALICE, 6: ALICE6}, {4: BOB, 6: BOB6}, {4: REMOTE, 6: REMOTE6}
 
 
 def is_six(address: str) -> bool:
@@ -228,6 +229,24 @@ def icmp6_error(quote: bytes, *, kind: int = 1, code: int = 0, value: int = 0) -
         4: ICMPv6ParamProblem(code=code, ptr=value),
     }[kind]
     return header / Raw(quote)
+
+
+def error_about(
+    src: str, dst: str, payload: Packet, length: int | None = None, kind: int = 3
+) -> Packet:
+    """An error of that kind, of their family, about a packet from src to dst.
+
+    length: bytes behind the IP header that are quoted; None quotes all.
+    """
+    extra = {"nh": 253} if is_six(dst) and isinstance(payload, Raw) else {}
+    header = ip_header(src, dst, **extra)
+    if not is_six(dst):
+        header.id = 5
+    whole = bytes(header / payload)
+    quote = whole if length is None else whole[: len(header) + length]
+    if is_six(dst):
+        return icmp6_error(quote, kind=kind, value=1280 if kind == 2 else 0)
+    return icmp_error(quote, kind=kind)
 
 
 def option(kind: int = 0, data: bytes = b"", *, group: int = 0xFFFF, reserved: int = 0) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.packet.test_outer import pseudo_header, right_checksum, summed, udp_at, with_checksum
+from tests.outer_sums import pseudo_header, right_checksum, summed, udp_at, with_checksum
 from tests.packets import (
     ALICE,
     REMOTE,

@@ -1,31 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outer IP and UDP headers: what ours say, and what is checked in everybody else's.
+"""The outer IP and UDP headers of what comes: which are ours to take, and what is checked in them.
 
-RFC 8926 sections 3.3 and 4.3, on both underlays. Frames here are at most 3,700
-bytes long, which is what BPF_PROG_TEST_RUN takes; test_real_frames.py sends longer ones.
+RFC 8926 section 3.3, on both underlays. Checksums: test_outer_checksum.py.
 """
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
+from tests.outer_sums import OUTER_IP
 from tests.packets import (
     ALICE,
-    ALICE6,
-    BOB,
-    BOB6,
     REMOTE,
-    REMOTE6,
-    TCP,
     UDP,
     Ether,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
-    Packet,
     arp_question,
     faults,
     from_guest,
@@ -33,7 +25,6 @@ from tests.packets import (
     icmp_error,
     in_vpc,
     ip_header,
-    option,
     to_guest,
     vtep_of,
 )
@@ -43,180 +34,10 @@ from tests.programs import (
     Node,
     assert_dropped,
     assert_passed_on,
-    flow_label,
-    source_port,
 )
 
 HELLO = UDP(sport=1, dport=2) / b"hello"
 INNER = in_vpc(HELLO, REMOTE, ALICE)
-OUTER_IP = {4: 20, 6: 40}
-SIZES = (0, 1, 2, 3, 4, 5, 63, 64, 65, 255, 401, 402, 403, 404, 511, 512, 513, 1023, 1024, 1399)
-SIZES += (1400, 1471, 1472, 1999, 2047, 2048, 2049, 3000, 3399, 3400)
-
-
-def of_size(size: int) -> Packet:
-    """An inner frame with so many bytes of data, none of which is zero."""
-    data = bytes(1 + at % 255 for at in range(size))
-    return in_vpc(UDP(sport=1, dport=2) / data, REMOTE, ALICE)
-
-
-def udp_at(node: Node) -> int:
-    return 14 + OUTER_IP[node.family]
-
-
-def summed(data: bytes) -> int:
-    total = sum(
-        int.from_bytes(data[at : at + 2].ljust(2, b"\0"), "big") for at in range(0, len(data), 2)
-    )
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
-
-
-def pseudo_header(node: Node, frame: bytes) -> bytes:
-    """What the UDP checksum covers besides the datagram (RFC 768, RFC 8200 section 8.1)."""
-    at = udp_at(node)
-    length = frame[at + 4 : at + 6]
-    if node.family == 4:
-        return frame[26:34] + b"\0\x11" + length
-    return frame[22:54] + b"\0\0" + length + b"\0\0\0\x11"
-
-
-def with_checksum(node: Node, frame: bytes, checksum: int) -> bytes:
-    at = udp_at(node) + 6
-    return frame[:at] + checksum.to_bytes(2, "big") + frame[at + 2 :]
-
-
-def right_checksum(node: Node, frame: bytes) -> int:
-    blank = with_checksum(node, frame, 0)
-    return 0xFFFF - summed(pseudo_header(node, blank) + blank[udp_at(node) :]) or 0xFFFF
-
-
-# -- UDP checksums, received
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_right_outer_checksum_is_taken(any_node: Node, size):
-    """Nobody but us has verified it: this frame comes from no NIC."""
-    frame = any_node.arriving(of_size(size), udp={"chksum": None})
-    assert faults(bytes(frame)) == []
-
-    run = any_node.receives(frame)
-
-    assert run.verdict == REDIRECT
-    assert run.frame == bytes(to_guest(of_size(size)[UDP], REMOTE))
-    assert run.counted == {}
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("change", [1, 0x100, 0xFFFE])
-def test_wrong_outer_checksum_is_dropped(any_node: Node, size, change):
-    """By little and by much; one's complement sums are easily wrong by one."""
-    sent = bytes(any_node.arriving(of_size(size)))
-    wrong = (right_checksum(any_node, sent) + change - 1) % 0xFFFF + 1
-    frame = with_checksum(any_node, sent, wrong)
-    assert faults(frame) == ["outer udp checksum"]
-
-    assert_dropped(any_node.receives(frame), "rx outer_checksum", frame)
-
-
-@pytest.mark.parametrize("size", [0, 1, 512, 1399, 1400])
-def test_a_changed_byte_anywhere_behind_the_addresses_is_noticed(any_node: Node, size):
-    """From the UDP source port to the last byte, which is the odd one in half of the sizes."""
-    sent = bytes(any_node.arriving(of_size(size), udp={"chksum": None}))
-    start = udp_at(any_node)
-    headers = [*range(start, start + 2), *range(start + 8 + 4, start + 8 + 8)]  # source port, VNI
-    payload = range(start + 16, len(sent))
-    places = headers + ([*payload] if size < 10 else random.Random(size).sample(payload, 40))
-
-    for at in (*places, len(sent) - 1):
-        frame = bytearray(sent)
-        frame[at] ^= 0x11
-        assert_dropped(any_node.receives(bytes(frame)), "rx outer_checksum", bytes(frame))
-
-
-def test_addresses_are_covered_by_the_checksum(any_node: Node):
-    """A frame that was meant for another pair of VTEPs, and lost its way."""
-    elsewhere = vtep_of("192.0.2.3", any_node.family)
-    meant = bytes(any_node.arriving(INNER, src=elsewhere))
-    here = bytes(any_node.arriving(INNER))
-    frame = with_checksum(any_node, here, right_checksum(any_node, meant))
-
-    assert_dropped(any_node.receives(frame), "rx outer_checksum", frame)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_no_outer_checksum_is_taken(any_node: Node, size):
-    """Zero says that there is none; over IPv6 a configured VTEP may (RFC 6935 section 5)."""
-    run = any_node.receives(any_node.arriving(of_size(size), udp={"chksum": 0}))
-
-    assert run.frame == bytes(to_guest(of_size(size)[UDP], REMOTE))
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_checksum_that_a_neighbour_left_to_its_nic_is_taken(any_node: Node, size):
-    """On a veth or virtio link the field holds the pseudo-header's sum alone."""
-    sent = bytes(any_node.arriving(of_size(size)))
-    frame = with_checksum(any_node, sent, summed(pseudo_header(any_node, sent)))
-
-    run = any_node.receives(frame)
-
-    assert run.frame == bytes(to_guest(of_size(size)[UDP], REMOTE))
-
-
-def test_inverted_pseudo_header_sum_is_no_partial_checksum(any_node: Node):
-    """What a NIC is handed is the sum, not its complement."""
-    sent = bytes(any_node.arriving(INNER))
-    frame = with_checksum(any_node, sent, 0xFFFF - summed(pseudo_header(any_node, sent)))
-
-    assert_dropped(any_node.receives(frame), "rx outer_checksum", frame)
-
-
-def test_checksum_that_comes_out_as_zero_is_all_ones(any_node: Node):
-    """RFC 768: a sum of zero is sent as ones, because zero means none."""
-    sent = bytes(any_node.arriving(INNER))
-    # The source port makes up for the rest.
-    at = udp_at(any_node)
-    port = (50000 - 0 + right_checksum(any_node, sent) - 1) % 0xFFFF + 1
-    frame = sent[:at] + port.to_bytes(2, "big") + sent[at + 2 :]
-    assert right_checksum(any_node, frame) == 0xFFFF
-
-    run = any_node.receives(with_checksum(any_node, frame, 0xFFFF))
-
-    assert run.frame == bytes(to_guest(HELLO, REMOTE))
-
-
-@pytest.mark.parametrize("length", [4, 20, 252])
-def test_options_are_covered_by_the_checksum(any_node: Node, length):
-    """One that a hop on the way has changed is noticed."""
-    sent = option(1) * (length // 4) + bytes(INNER)
-    good = bytes(any_node.arriving(sent, optionlen=length // 4, udp={"chksum": None}))
-    bad = bytearray(good)
-    bad[udp_at(any_node) + 16 + 1] ^= 1  # the class of the first option
-
-    assert any_node.receives(good).frame == bytes(to_guest(HELLO, REMOTE))
-    assert_dropped(any_node.receives(bytes(bad)), "rx outer_checksum", bytes(bad))
-
-
-def test_checksum_that_the_nic_summed_is_not_taken_for_verified(any_node: Node):
-    """CHECKSUM_COMPLETE is a sum over all bytes, and says nothing by itself."""
-    sent = bytes(any_node.arriving(INNER))
-    wrong = with_checksum(any_node, sent, 0x1234)
-
-    run = any_node.completes("uplink_rx", wrong)
-
-    assert_dropped(run, "rx outer_checksum", wrong)
-
-
-def test_damage_inside_is_left_for_the_sandbox_to_notice(any_node: Node):
-    """A wrong inner checksum stays wrong by as much: translation adds, and repairs nothing."""
-    for chksum, payload in ((0x1234, TCP), (0x4321, UDP)):
-        wrong = in_vpc(payload(sport=1, dport=2, chksum=chksum) / b"data", REMOTE, ALICE)
-
-        run = any_node.receives(any_node.arriving(wrong))
-
-        assert run.verdict == REDIRECT
-        assert len(faults(run.frame)) == 1
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -495,165 +316,3 @@ def test_ipv4_vtep_is_not_its_mapped_address(node: Node):
     frame = Ether(bytes(node.arriving(INNER, src="::ffff:192.0.2.2", dst="::ffff:192.0.2.1")))
 
     assert_passed_on(node.receives(frame), frame)
-
-
-# -- what we send
-
-
-@pytest.mark.parametrize("peer", [REMOTE, REMOTE6], ids=["ipv4-inside", "ipv6-inside"])
-@pytest.mark.parametrize(
-    "ip", [{}, {"dscp": 46}, {"hops": 1}, {"hops": 255}, {"df": True}, {"label": 0x12345}], ids=str
-)
-def test_outer_header_is_our_own(any_node: Node, peer, ip):
-    """TTL 64, DF, no DSCP, no identification: none of the inner packet's is copied (pipe model)."""
-    six = ":" in peer
-    names = {"dscp": ("tc", 2) if six else ("tos", 2), "hops": ("hlim" if six else "ttl", 0)}
-    fields = {}
-    for name, value in ip.items():
-        if name in names:
-            field, shift = names[name]
-            fields[field] = value << shift
-        elif name == "label" and six:
-            fields["fl"] = value
-        elif name == "df" and not six:
-            fields["flags"] = "DF"
-
-    run = any_node.sends(from_guest(HELLO, peer, **fields))
-
-    inner = in_vpc(HELLO, ALICE6 if six else ALICE, peer, **fields)
-    assert run.frame == any_node.tunnelled(run, inner)
-    if any_node.family == 4:
-        header = run.frame[14:34]
-        length = (20 + 16 + len(inner)).to_bytes(2, "big")
-        assert header[:10] == b"\x45\x00" + length + b"\x00\x00\x40\x00\x40\x11"
-    else:
-        header = run.frame[14:54]
-        assert header[0] == 0x60
-        assert header[1] >> 4 == 0
-        assert header[4:8] == (16 + len(inner)).to_bytes(2, "big") + b"\x11\x40"
-    assert faults(run.frame) == []
-
-
-def test_udp_checksum_that_we_send_is_zero(any_node: Node):
-    """A program can't have one made for the segments of a GSO frame."""
-    at = udp_at(any_node) + 6
-
-    for size in (0, 1, 1000):
-        run = any_node.sends(from_guest(UDP(sport=1, dport=2) / bytes(size)))
-        assert run.frame[at : at + 2] == b"\0\0"
-
-
-@pytest.mark.parametrize("six", [False, True], ids=["ipv4-inside", "ipv6-inside"])
-@pytest.mark.parametrize("layer", [TCP, UDP])
-def test_flows_are_spread_evenly(any_node: Node, six, layer):
-    """Over a thousand flows no part of the range is much more likely than another.
-
-    64 cells, so about 16 flows in each: chi-square has a mean of 63 and a
-    deviation of 11, and 160 is beyond chance.
-    """
-    packet = from_guest(layer(sport=1024, dport=443), REMOTE6 if six else REMOTE)
-    sent = bytes(packet)
-    at = len(sent) - len(bytes(packet[layer]))
-    frames = [
-        any_node.made_of(sent[:at] + port.to_bytes(2, "big") + sent[at + 2 :])
-        for port in range(1024, 2024)
-    ]
-
-    ports = [source_port(frame) for frame in frames]
-    assert min(ports) >= 32768
-    assert chi_square([(port - 32768) % 64 for port in ports]) < 160  # the low bits
-    assert chi_square([(port - 32768) * 64 // 32768 for port in ports]) < 160  # the high ones
-    assert len(set(ports)) > 960  # by chance about 985
-    assert all(one_in_two(ports, bit) for bit in range(15))
-    if any_node.family == 6:
-        labels = [flow_label(frame) for frame in frames]
-        assert chi_square([label % 64 for label in labels]) < 160
-        assert chi_square([label >> 14 for label in labels]) < 160
-        assert len(set(labels)) > 960
-        assert all(one_in_two(labels, bit) for bit in range(20))
-
-
-def one_in_two(numbers: list[int], bit: int) -> bool:
-    """Whether the bit is set in half of a thousand numbers: five deviations of 16 aside."""
-    return abs(sum(number >> bit & 1 for number in numbers) - 500) < 80
-
-
-def chi_square(cells: list[int], count: int = 64) -> float:
-    expected = len(cells) / count
-    return sum((cells.count(cell) - expected) ** 2 / expected for cell in range(count))
-
-
-def test_the_bound_is_one_that_a_skewed_spread_exceeds():
-    """A port of which one bit never changes, or that takes half of the range twice as often."""
-    dice = random.Random(1)
-    even = [dice.randrange(64) for _ in range(1000)]
-    stuck = [cell & ~1 for cell in even]
-    skewed = [cell % 48 for cell in even]
-
-    assert chi_square(even) < 160
-    assert chi_square(stuck) > 160
-    assert chi_square(skewed) > 160
-
-
-@pytest.mark.parametrize("six", [False, True], ids=["ipv4-inside", "ipv6-inside"])
-def test_a_flow_keeps_its_port_and_label(any_node: Node, six):
-    """Whatever the packet's size, flags, TTL and data."""
-    dst = REMOTE6 if six else REMOTE
-    ttl = "hlim" if six else "ttl"
-    packets = [
-        from_guest(TCP(sport=5000, dport=443, flags="S", options=[("MSS", 1400)]), dst),
-        from_guest(TCP(sport=5000, dport=443, flags="PA", seq=9) / bytes(1200), dst),
-        from_guest(TCP(sport=5000, dport=443, flags="R"), dst, **{ttl: 3}),
-    ]
-
-    runs = [any_node.sends(packet) for packet in packets * 2]
-
-    assert len({source_port(run.frame) for run in runs}) == 1
-    if any_node.family == 6:
-        assert len({flow_label(run.frame) for run in runs}) == 1
-
-
-def test_sandboxes_of_equal_guest_address_are_told_apart_by_their_ports_alone(any_node: Node):
-    """The hash is of the packet as the guest sends it, so equal flows may share a path: no harm."""
-    one = any_node.sends(from_guest(UDP(sport=7, dport=8), REMOTE), slot=0)
-    other = any_node.sends(from_guest(UDP(sport=7, dport=8), REMOTE), slot=1)
-
-    assert source_port(one.frame) == source_port(other.frame)
-    assert one.frame != other.frame
-
-
-# -- how big
-
-LIMITS = {
-    "interface": (REMOTE, 1500),
-    "vtep": ("10.4.0.1", 1400),
-    "kernel-route": ("10.6.0.1", 1300),
-}
-
-
-@pytest.mark.parametrize("six", [False, True], ids=["ipv4-inside", "ipv6-inside"])
-@pytest.mark.parametrize(("dst", "mtu"), LIMITS.values(), ids=LIMITS.keys())
-def test_packet_that_just_fits_passes_and_one_more_byte_does_not(any_node: Node, dst, mtu, six):
-    """The tunnel costs 50 bytes over IPv4 and 70 over IPv6, of outer packets that take `mtu`."""
-    from tests.packets import six as beside
-
-    dst = beside(dst) if six else dst
-    most = mtu - any_node.overhead - (48 if six else 28)
-
-    fits = any_node.sends(from_guest(UDP(sport=1, dport=2) / bytes(most), dst))
-    over = any_node.sends(from_guest(UDP(sport=1, dport=2) / bytes(most + 1), dst))
-
-    assert fits.verdict == REDIRECT
-    assert fits.counted == {}
-    assert len(fits.frame) == 14 + mtu
-    assert over.counted["tx too_big"] == 1
-    assert over.traffic == {}
-
-
-@pytest.mark.parametrize("dst", [BOB, BOB6])
-def test_packet_for_this_node_has_no_outer_mtu(any_node: Node, dst):
-    """No tunnel, no overhead."""
-    run = any_node.sends(from_guest(UDP(sport=1, dport=2) / bytes(1452), dst))
-
-    assert run.verdict == REDIRECT
-    assert run.counted == {}

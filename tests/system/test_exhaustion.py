@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Something that an agent stands on runs out or goes away; it says so, and goes on when it is back.
 
-What is attached keeps its network meanwhile. (Maps full of routes: test_api_agent.py,
-test_map_keeping.py; a deleted namespace: test_bring_up.py; uplinks: test_uplink_changes.py.)
+What is attached keeps its network meanwhile. (Maps full of routes: test_api_state.py,
+test_map_keeping.py; a deleted namespace: test_slot_faults.py; uplinks: test_uplink_changes.py.)
 """
 
 from __future__ import annotations

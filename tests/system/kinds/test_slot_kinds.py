@@ -9,33 +9,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from geneve_ebpf.host import namespaces, taps
-from lab.network import Lab, Node, inside, run
+from lab.network import ROOT, Lab, Node, inside, run
 from tests.api import Agent, children, kill_slot_process
-from tests.command import asked, geneve, new_lab, refused
-from tests.kinds import KEPT, OWNER, Machine, empty, start, states, where
+from tests.command import asked, geneve, refused
+from tests.kinds import KEPT, KINDS, OWNER, Machine, states, where
 from tests.nodes import eventually, ping, socket_in
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Two nodes; the first keeps slots of every kind."""
-    with new_lab("kinds") as made:
-        start(made)
-        yield made
-
-
-@pytest.fixture
-def node(lab: Lab) -> Iterator[Node]:
-    """The first, with nobody attached and all its slots ready."""
-    yield lab.nodes[0]
-    empty(lab)
 
 
 @pytest.fixture
@@ -58,7 +42,7 @@ def opens(netns: Path, tap: str, uid: int) -> bool:
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert done.returncode == 0 or "PermissionError" in done.stderr, done.stderr
     return done.returncode == 0
@@ -68,9 +52,6 @@ def machine_on(node: Node, slot: dict[str, Any]) -> Machine:
     """A machine that opens its tap by name."""
     with namespaces.entering(where(node, slot)):
         return Machine(taps.open_tap(slot["tap"]))
-
-
-KINDS = pytest.mark.parametrize("kind", ["tap", "host-tap"])
 
 
 @KINDS

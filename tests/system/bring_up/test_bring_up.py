@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's data plane comes up, is adopted, refuses what it must, and goes without a trace."""
+"""A node's data plane comes up, is adopted, and refuses what it must."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -18,12 +17,11 @@ import pytest
 from geneve_ebpf import dataplane
 from geneve_ebpf.abi import JUMP_TABLE, PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.host import links, namespaces, slots
-from geneve_ebpf.host.netlink import RouteSocket
-from geneve_ebpf.host.settings import Settings
+from geneve_ebpf.host import namespaces
 from geneve_ebpf.loader import bpf, hooks, source
 from geneve_ebpf.model import Guest, NodeSettings
-from lab.network import run
+from lab.network import ROOT, run
+from tests.netns import hooks_of, interfaces
 from tests.nodes import (
     BLUE,
     RED,
@@ -31,34 +29,10 @@ from tests.nodes import (
     Bed,
     Node,
     Stream,
-    eventually,
-    introduce,
-    ping,
-    two_nodes,
 )
-from tests.watcher import Watcher, tcx_programs
+from tests.watcher import Watcher
 
-ROOT = Path(__file__).parents[2]
 OLDER = "0123456789ab"  # a hash of other programs
-
-
-@pytest.fixture
-def bed() -> Iterator[Bed]:
-    with Bed("boot") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def shared_bed() -> Iterator[Bed]:
-    with Bed("pair") as made:
-        two_nodes(made)
-        yield made
-
-
-@pytest.fixture
-def pair(shared_bed: Bed) -> Iterator[tuple[Node, Node]]:
-    yield shared_bed.nodes[0], shared_bed.nodes[1]
-    shared_bed.clear()
 
 
 @pytest.fixture
@@ -76,23 +50,6 @@ def place(bed: Bed) -> Iterator[NodeSettings]:
     )
     yield settings
     dataplane.tear_down(settings)
-
-
-def hooks_of(netns: Path) -> list[str]:
-    """The programs on the uplink and on the shared block."""
-    with namespaces.entering(netns):
-        linked = tcx_programs(socket.if_nametoindex("uplink0"))
-    shown = json.loads(run("nsenter", f"--net={netns}", "bpftool", "-j", "net", "show"))[0]
-    return linked + [entry["name"] for entry in shown["tc"] if "name" in entry]
-
-
-def interfaces(netns: Path) -> set[str]:
-    """Names of a namespace's interfaces."""
-    with namespaces.entering(netns):
-        return {path.name for path in Path("/proc/sys/net/ipv4/conf").iterdir()} - {
-            "all",
-            "default",
-        }
 
 
 @pytest.mark.kernel
@@ -351,98 +308,6 @@ def test_an_uplink_may_be_the_interface_of_a_vlan(bed: Bed) -> None:
     assert hooks.hung_uplinks(node.pins) == {"eth0.100"}
 
 
-def test_a_slot_that_cannot_be_made_leaves_nothing(pair: tuple[Node, Node]) -> None:
-    """Its interface's name is taken, or its place on disk: what was there stays as it was."""
-    a, _ = pair
-    name = a.host_interface(3)
-    a.run("ip", "link", "add", name, "type", "veth", "peer", "name", "taken1")
-    links = a.run("ip", "-o", "link", "show")
-    try:
-        with namespaces.entering(a.netns), RouteSocket() as door:
-            with pytest.raises(Exception, match="exist"):
-                slots.make(door, a.place, 3)
-            a.place.netns(4).touch()
-            with pytest.raises(OSError, match="exist"):
-                slots.make(door, a.place, 4)
-
-        assert a.run("ip", "-o", "link", "show") == links
-        assert sorted(a.place.directory.iterdir()) == [a.place.netns(4)]
-        assert list(a.plane.slots()) == []
-    finally:
-        a.run("ip", "link", "delete", name)
-        a.place.netns(4).unlink()
-
-
-def test_a_process_that_lingers_keeps_no_interface(pair: tuple[Node, Node]) -> None:
-    """A destroyed slot's eth0 is taken from whoever still sits in its namespace."""
-    a, b = pair
-    b.sandbox(BLUE, "10.0.2.5")
-    one = a.sandbox(BLUE, "10.0.1.5")
-    with subprocess.Popen(["nsenter", f"--net={one.netns}", "sleep", "60"]) as lingering:
-        try:
-            inside = Path(f"/proc/{lingering.pid}/ns/net")
-            assert eventually(lambda: os.readlink(inside) != os.readlink("/proc/self/ns/net"))
-
-            a.destroy_slots([one.slot])
-
-            assert a.host_interface(one.slot) not in a.run("ip", "-o", "link", "show")
-            assert "eth0" not in run("nsenter", f"--net={inside}", "ip", "-o", "link", "show")
-            assert lingering.poll() is None
-        finally:
-            lingering.kill()
-    assert a.sandbox(BLUE, "10.0.1.5").ping("10.0.2.5") == 3  # the index again
-
-
-def test_a_namespace_deleted_behind_our_back(bed: Bed) -> None:
-    """A slot's first, then the node's own: the rest works on, and all of it can be taken down."""
-    a, b = two_nodes(bed)
-    one, two = a.sandbox(BLUE, "10.0.1.5"), a.sandbox(BLUE, "10.0.1.6")
-    three = b.sandbox(BLUE, "10.0.2.5")
-    namespaces.remove(one.netns)
-    assert eventually(lambda: a.host_interface(one.slot) not in a.run("ip", "-o", "link", "show"))
-
-    assert two.ping("10.0.2.5") == 3
-    assert not three.reaches("10.0.1.5")
-    a.destroy_slots([one.slot])
-    assert a.sandbox(BLUE, "10.0.1.5").ping("10.0.2.5") == 3
-
-    run("ip", "netns", "delete", a.netns.name)
-    dataplane.tear_down(a.settings)
-    assert not a.settings.run_directory.exists()
-    assert str(a.settings.run_directory) not in Path("/proc/mounts").read_text()
-
-
-def test_down_removes_everything_and_twice_is_fine(bed: Bed) -> None:
-    """With sandboxes attached and traffic under way: no hook, block, interface, mount or file."""
-    a, b = two_nodes(bed)
-    one, two = a.sandbox(BLUE, "10.0.1.5"), b.sandbox(BLUE, "10.0.2.5")
-    a.make_slots(3)
-    assert interfaces(a.netns) >= {"gnv-anchor", "gnv0", "gnv1", "uplink0"}
-
-    with Stream(one.netns, two.netns, two.address):
-        for _ in range(2):
-            dataplane.tear_down(a.settings)
-
-    assert interfaces(a.netns) == {"lo", "uplink0"}
-    assert not a.settings.run_directory.exists()
-    assert hooks_of(a.netns) == []
-    assert "clsact" not in a.run("tc", "qdisc", "show")
-    assert ping(a.netns, "192.0.2.2") == 3
-
-
-def test_down_removes_hundreds_of_taps_and_nothing_else(bed: Bed) -> None:
-    """They are deleted together; one that is gone already is in nobody's way, nor is what others
-    have in the namespace."""
-    a, _ = two_nodes(bed)
-    a.run("ip", "link", "add", "bystander", "type", "veth", "peer", "name", "other")
-    a.make_slots(links._TOGETHER + 3, slots.HostTapKind(0))
-    a.run("ip", "link", "delete", a.host_interface(7))
-
-    dataplane.tear_down(a.settings)
-
-    assert interfaces(a.netns) == {"lo", "uplink0", "bystander", "other"}
-
-
 def test_a_node_with_slots_does_not_move_to_another_namespace(
     bed: Bed, place: NodeSettings
 ) -> None:
@@ -462,25 +327,6 @@ def test_a_node_with_slots_does_not_move_to_another_namespace(
     node.bring_up()
 
 
-def test_down_takes_the_interface_from_whoever_lingers(bed: Bed) -> None:
-    """Also of a slot whose destruction was under way: its mount is gone, its interface not yet."""
-    a, _ = two_nodes(bed)
-    netns = a.place.netns(*a.make_slots())
-    with subprocess.Popen(["nsenter", f"--net={netns}", "sleep", "60"]) as lingering:
-        try:
-            inside = Path(f"/proc/{lingering.pid}/ns/net")
-            assert eventually(lambda: os.readlink(inside) != os.readlink("/proc/self/ns/net"))
-            a.plane.retire(0)
-            slots.drop(a.place, 0)
-
-            dataplane.tear_down(a.settings)
-
-            assert interfaces(a.netns) == {"lo", "uplink0"}
-            assert interfaces(inside) == {"lo"}
-        finally:
-            lingering.kill()
-
-
 def test_a_second_node_in_one_namespace_is_refused(pair: tuple[Node, Node]) -> None:
     """It would take the first one's program and interfaces; taking it down takes nothing either."""
     a, b = pair
@@ -498,52 +344,6 @@ def test_a_second_node_in_one_namespace_is_refused(pair: tuple[Node, Node]) -> N
     assert not second.run_directory.exists()
     assert (interfaces(a.netns), hooks_of(a.netns)) == before
     assert one.ping("10.0.2.5") == 3
-
-
-def test_a_slot_whose_interface_another_tool_took_never_comes_up(
-    pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a clsact of its own it is in no block, so no program of ours would see its frames."""
-    a, _ = pair
-    connect = slots.NAMESPACE.connect
-
-    def connect_and_be_late(
-        door: RouteSocket, place: slots.Place, drafts: Sequence[slots.Draft]
-    ) -> None:
-        connect(door, place, drafts)
-        a.run("tc", "qdisc", "add", "dev", "gnv1", "clsact")
-
-    monkeypatch.setattr(slots.NAMESPACE, "connect", connect_and_be_late)
-    settings = Settings()
-    with namespaces.entering(a.netns), RouteSocket() as door:
-        first, second, third = slots.make_many(door, a.place, [0, 1, 2], settings)
-    settings.close()
-
-    refused = second.error
-    assert isinstance(refused, GeneveError)
-    assert refused.code is Code.NODE_SETUP
-    assert "gnv1" not in interfaces(a.netns)
-    assert {"gnv0", "gnv2"} <= interfaces(a.netns)
-    assert first.error is third.error is None
-    assert sorted(a.place.directory.iterdir()) == [a.place.netns(0), a.place.netns(2)]
-    for made in (first, third):
-        a.plane.add_slot(made.index, made.ifindex)
-
-
-def test_two_nodes_of_one_machine_share_nothing(pair: tuple[Node, Node]) -> None:
-    """Same block number, same slot names, other pins: one goes down, the other does not notice."""
-    a, b = pair
-    one, two = b.sandbox(BLUE, "10.0.2.5"), b.sandbox(BLUE, "10.0.2.6")
-    a.sandbox(BLUE, "10.0.1.5")
-    assert a.facts.block == b.facts.block
-
-    try:
-        dataplane.tear_down(a.settings)
-
-        assert one.ping("10.0.2.6") == two.ping("10.0.2.5") == 3
-    finally:
-        a.bring_up()
-        introduce(a, b)
 
 
 def test_facts_are_what_the_kernel_says(pair: tuple[Node, Node]) -> None:

@@ -12,40 +12,21 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import namespaces, taps
-from lab.network import Lab, Node
+from lab.network import ROOT, Lab, Node
 from tests.api import children, kill_slot_process
-from tests.command import COMMAND, asked, geneve, new_lab, refused
-from tests.kinds import Machine, empty, start, states, where
+from tests.command import COMMAND, asked, geneve, refused
+from tests.kinds import KINDS, Machine, states, where
 from tests.nodes import eventually
 
-ROOT = Path(__file__).parents[2]
-KINDS = pytest.mark.parametrize("kind", ["tap", "host-tap"])
 _TUNGETIFF, _TUNGETVNETHDRSZ, _TUNSETVNETHDRSZ = 0x800454D2, 0x800454D7, 0x400454D8
 # What a virtual machine gets that is nobody, and without a right: descriptor 3.
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
 ASKS = "import sys; from tests.kinds import Machine; print(Machine(3).asks(sys.argv[1]))"
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with new_lab("passed") as made:
-        start(made)
-        yield made
-
-
-@pytest.fixture
-def node(lab: Lab) -> Iterator[Node]:
-    """The first, with nobody attached and all its slots ready."""
-    yield lab.nodes[0]
-    empty(lab)
 
 
 def reserved(node: Node, kind: str) -> dict[str, Any]:
