@@ -3,6 +3,9 @@
  *
  * The peer is the agent, which is trusted; what it sends is bounded all the same:
  * an answer has to fit the client's buffer, and every read stops at its end.
+ *
+ * One file, so that it and its header can be copied into another program's sources. In
+ * order: codes, JSON, the connection, requests, and what the header declares.
  */
 #define _GNU_SOURCE
 #include "geneve_ebpf.h"
