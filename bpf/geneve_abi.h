@@ -101,13 +101,13 @@ struct endpoint_key {
 	struct address address;
 };
 
-/* Where an address of a VPC lives on this node. Its generation must be the
- * binding's, or the packet was meant for somebody who has left.
+/* Where an address of a VPC lives on this node. Its generation, VNI and address
+ * must be the binding's, or the packet was meant for somebody who has left.
  */
 struct endpoint {
 	__u64 generation;
 	__u32 slot;
-	__u32 ifindex;
+	__u32 pad;
 };
 
 /* An IPv6 prefix may cover ::ffff:0:0/96, and is no IPv4 route for all that. */

@@ -41,10 +41,11 @@ int sandbox_tx(struct __sk_buff *skb)
 	slot_row = slot_by_ifindex.lookup(&ifindex);
 	if (!slot_row)
 		return drop(skb, DIRECTION_TX, DROP_NO_SLOT);
-	slot = *slot_row;
+	slot = *(volatile __u32 *)slot_row;
 	from = bindings.lookup(&slot);
 	row = slot_counters.lookup(&slot);
-	if (!from || !row)
+	/* The row may be another interface's by now, see find_endpoint(). */
+	if (!from || !row || from->ifindex != ifindex)
 		return drop(skb, DIRECTION_TX, DROP_NO_SLOT);
 	fetch(&row->tx_remote);
 	if (read_bytes(skb, 0, &eth, sizeof(eth)))

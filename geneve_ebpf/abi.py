@@ -132,7 +132,7 @@ class EndpointKey(ctypes.Structure):
 class EndpointValue(ctypes.Structure):
     """struct endpoint"""
 
-    _fields_ = [("generation", c_uint64), ("slot", c_uint32), ("ifindex", c_uint32)]
+    _fields_ = [("generation", c_uint64), ("slot", c_uint32), ("pad", c_uint32)]
 
 
 class RouteKey(ctypes.Structure):

@@ -322,6 +322,17 @@ class Node:
             table.close()
 
     @contextmanager
+    def slot_of(self, ifindex: int, slot: int) -> Iterator[None]:
+        """Say of an interface that it is a slot's, meanwhile."""
+        table: Table[Key32, Key32] = Table(self.pins.map("slot_by_ifindex"), Key32, Key32)
+        table.set(Key32(ifindex), Key32(slot))
+        try:
+            yield
+        finally:
+            table.remove(Key32(ifindex))
+            table.close()
+
+    @contextmanager
     def endpoint_of(self, vni: int, address: str, *, generation: int, slot: int) -> Iterator[None]:
         """Half an attachment, as a crash between two writes would leave it."""
         key = EndpointKey(vni, Address.of(ip_address(address)))
@@ -329,7 +340,7 @@ class Node:
             self.pins.map("endpoints"), EndpointKey, EndpointValue
         )
         before = table.get(key)
-        table.set(key, EndpointValue(generation, slot, self.slots[slot]))
+        table.set(key, EndpointValue(generation, slot))
         try:
             yield
         finally:

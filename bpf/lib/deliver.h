@@ -9,26 +9,33 @@
 #include "inner.h"
 #include "translate.h"
 
-/* The binding behind an address of a VPC, if both halves agree that it lives:
- * an attach or detach that was cut short leaves them different.
+/* The slot and the binding behind an address of a VPC, if both halves agree that it
+ * lives: an attach or detach that was cut short leaves them different.
+ *
+ * A hash gives the room of a row that was removed to the next one at once, while
+ * programs still hold it: what it says may be somebody else's by now. A binding
+ * is not used again before all of them have ended, so that one has the last word.
  */
 static inline enum drop_reason find_endpoint(__u32 vni,
 					     const struct address *address,
-					     struct endpoint **endpoint,
+					     __u32 *slot,
 					     struct binding **binding)
 {
 	struct endpoint_key key = { .vni = vni, .address = *address };
 	struct endpoint *found = endpoints.lookup(&key);
+	struct address own;
 	struct binding *bound;
 
 	if (!found)
 		return DROP_NO_ENDPOINT;
-	bound = bindings.lookup(&found->slot);
+	*slot = *(volatile __u32 *)&found->slot;
+	bound = bindings.lookup(slot);
 	if (!bound)
 		return DROP_NO_ENDPOINT;
-	if (*(volatile __u64 *)&bound->generation != found->generation)
+	own = vpc_address(bound, is_ipv4(address) ? 4 : 6);
+	if (*(volatile __u64 *)&bound->generation != found->generation ||
+	    bound->vni != vni || !same_address(&own, address))
 		return DROP_STALE_ENDPOINT;
-	*endpoint = found;
 	*binding = bound;
 	return DROP_NONE;
 }

@@ -53,20 +53,17 @@ static inline enum drop_reason translate_source(struct __sk_buff *skb,
 /* Both ends on this node: no tunnel, the same checks as from the wire. */
 static inline int send_local(struct __sk_buff *skb,
 			     const struct node_config *config, __u32 slot,
-			     const struct binding *from,
-			     const struct endpoint *to,
-			     const struct binding *to_binding,
-			     struct inner *inner, const int quotes)
+			     const struct binding *from, __u32 to_slot,
+			     const struct binding *to, struct inner *inner,
+			     const int quotes)
 {
-	__u32 to_slot = to->slot, ifindex = to->ifindex;
-	__u32 kind = to_binding->kind;
+	__u32 ifindex = to->ifindex, kind = to->kind;
 	enum drop_reason reason;
 	struct slot_counters *row;
 
 	reason = translate_source(skb, config, from, inner, quotes);
 	if (!reason)
-		reason = address_to_guest(skb, config, to_binding, inner,
-					  quotes);
+		reason = address_to_guest(skb, config, to, inner, quotes);
 	if (reason)
 		return drop(skb, DIRECTION_TX, reason);
 	/* It was sent to the gateway's MAC, which is not the interface's. */
@@ -148,11 +145,11 @@ static inline int forward(struct __sk_buff *skb,
 			  struct inner *inner, const int quotes)
 {
 	struct address guest = guest_address(config, from, inner->family), own;
-	struct binding *to_binding = 0;
-	struct endpoint *to = 0;
 	enum drop_reason reason;
 	struct nexthop *nexthop;
+	struct binding *to = 0;
 	struct route *route;
+	__u32 to_slot = 0;
 
 	own = source_of(inner);
 	if (!same_address(&own, &guest))
@@ -163,10 +160,10 @@ static inline int forward(struct __sk_buff *skb,
 	if (inner->family == 6 ? !is_set(&own) : !from->address)
 		return drop(skb, DIRECTION_TX, DROP_NO_ADDRESS);
 
-	reason = find_endpoint(from->vni, &inner->destination, &to, &to_binding);
+	reason = find_endpoint(from->vni, &inner->destination, &to_slot, &to);
 	if (!reason)
-		return send_local(skb, config, slot, from, to, to_binding,
-				  inner, quotes);
+		return send_local(skb, config, slot, from, to_slot, to, inner,
+				  quotes);
 	if (reason == DROP_STALE_ENDPOINT)
 		return drop(skb, DIRECTION_TX, reason);
 	route = find_route(from->vni, &inner->destination);

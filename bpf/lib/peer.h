@@ -73,11 +73,11 @@ static inline int answer_wire_arp(struct __sk_buff *skb, __u32 l2,
 				  const struct node_config *config,
 				  const struct arrival *arrival)
 {
-	struct endpoint *endpoint = 0;
 	struct binding *binding = 0;
 	enum drop_reason reason;
 	struct address target;
 	struct arp arp;
+	__u32 slot;
 
 	if (arrival->payload + sizeof(arp) > arrival->end ||
 	    read_bytes(skb, arrival->payload, &arp, sizeof(arp)))
@@ -85,7 +85,7 @@ static inline int answer_wire_arp(struct __sk_buff *skb, __u32 l2,
 	if (!is_question(&arp))
 		return drop(skb, DIRECTION_RX, DROP_ARP_REFUSED);
 	target = from_ipv4(arp.target);
-	reason = find_endpoint(arrival->vni, &target, &endpoint, &binding);
+	reason = find_endpoint(arrival->vni, &target, &slot, &binding);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
 	make_answer(&arp, binding->mac);
@@ -109,9 +109,8 @@ static inline int answer_wire_nd(struct __sk_buff *skb, __u32 l2,
 				 const struct arrival *arrival,
 				 const struct inner *inner, const __u8 *asker)
 {
-	__u32 at = inner->l3, bytes = skb->len;
+	__u32 at = inner->l3, bytes = skb->len, slot;
 	struct advertisement *answer;
-	struct endpoint *endpoint = 0;
 	struct binding *binding = 0;
 	struct question question;
 	enum drop_reason reason;
@@ -123,7 +122,7 @@ static inline int answer_wire_nd(struct __sk_buff *skb, __u32 l2,
 		reason = DROP_ND_REFUSED;
 	if (!reason)
 		reason = find_endpoint(arrival->vni, &question.nd.target,
-				       &endpoint, &binding);
+				       &slot, &binding);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
 	struct envelope envelope = {

@@ -111,7 +111,6 @@ static inline int jump_to_peer(struct __sk_buff *skb, const __u32 l2,
 /* `l2`: bytes of the interface's link-layer header, 14 or 0. */
 static inline int receive(struct __sk_buff *skb, const __u32 l2)
 {
-	struct endpoint *endpoint = 0;
 	struct arrival arrival = {};
 	struct binding *binding = 0;
 	struct node_config *config;
@@ -184,11 +183,10 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	 */
 	if (skb->gso_size && inner.protocol == IPPROTO_UDP)
 		return drop(skb, DIRECTION_RX, DROP_MERGED_UDP);
-	reason = find_endpoint(arrival.vni, &inner.destination, &endpoint,
+	reason = find_endpoint(arrival.vni, &inner.destination, &slot,
 			       &binding);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
-	slot = endpoint->slot;
 	row = slot_counters.lookup(&slot);
 	if (!row)
 		return drop(skb, DIRECTION_RX, DROP_NO_ENDPOINT);
@@ -199,7 +197,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 					&inner);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);
-	ifindex = endpoint->ifindex;
+	ifindex = binding->ifindex;
 	kind = binding->kind;
 	bytes = skb->len;
 

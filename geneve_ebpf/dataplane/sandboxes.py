@@ -50,10 +50,10 @@ _TENANT = struct.Struct("=I4s6sB")  # from vni: address, mac, native
 _OCCUPANT = struct.Struct("=Q64s")  # from attached_at: sandbox
 _ENDPOINT_KEY = struct.Struct("=I12s4s")  # of an IPv4 address
 _ENDPOINT_KEY6 = struct.Struct("=I16s")
-_ENDPOINT = struct.Struct("=QII")
+_ENDPOINT = struct.Struct("=QI4x")
 _TENANT_AT, _OCCUPANT_AT = Binding.vni.offset, Binding.attached_at.offset
 _ADDRESS6_AT, _NO_IPV4, _NO_IPV6 = Binding.address6.offset, bytes(4), bytes(16)
-_STATE_WORD, _IFINDEX_WORD = Binding.state.offset // 4, Binding.ifindex.offset // 4
+_STATE_WORD = Binding.state.offset // 4
 
 
 class Sandboxes(Routes):
@@ -117,10 +117,9 @@ class Sandboxes(Routes):
         """
         if self._state_of(slot) not in (_READY, _RESERVED):
             raise _not_ready(slot)
-        word = slot * self._words_per_row
         generation = self._state_words[0] + 1
         vni, address, address6 = endpoint.vni, endpoint.address, endpoint.address6
-        value = _ENDPOINT.pack(generation, slot, self._halves[word * 2 + _IFINDEX_WORD])
+        value = _ENDPOINT.pack(generation, slot)
         # First the half that is looked up by address: without the binding's
         # generation it leads nowhere, so a crash in between attaches nobody.
         held = self._held
@@ -152,7 +151,7 @@ class Sandboxes(Routes):
         held = self._held
         if held is None:
             held = self._held = {bytes(key) for key, _ in self._endpoints.items()}
-        halves, words_per_row, first = self._halves, self._words_per_row, self._state_words[0] + 1
+        first = self._state_words[0] + 1
         elements: list[tuple[bytes, bytes]] = []
         owned: list[tuple[int, AnyAddress]] = []
         slots: set[int] = set()
@@ -160,8 +159,7 @@ class Sandboxes(Routes):
             if slot in slots or self._state_of(slot) not in (_READY, _RESERVED):
                 raise _not_ready(slot)
             slots.add(slot)
-            ifindex = halves[slot * words_per_row * 2 + _IFINDEX_WORD]
-            value = _ENDPOINT.pack(generation, slot, ifindex)
+            value = _ENDPOINT.pack(generation, slot)
             if address is not None:
                 elements.append((_ENDPOINT_KEY.pack(vni, MAPPED, address.packed), value))
                 owned.append((vni, address))

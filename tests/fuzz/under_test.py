@@ -149,9 +149,7 @@ class UnderTest:
             self._load_binding(slot, state.bindings[slot] if known else Binding())
         for (vni, address), to in state.endpoints.items():
             key = abi.EndpointKey(vni, _address(address))
-            self._put(
-                "endpoints", key, abi.EndpointValue(to.generation, to.slot, self._node.uplink)
-            )
+            self._put("endpoints", key, abi.EndpointValue(to.generation, to.slot))
         for (vni, address), route in state.exact.items():
             key = abi.HostKey(vni, _address(address))
             self._put("routes_exact", key, abi.RouteValue(route.kind, route.nexthop))

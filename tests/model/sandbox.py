@@ -97,7 +97,11 @@ def _sends(node: Node, frame: bytes, context: Context) -> Outcome:
 def find_endpoint(node: Node, vni: int, address: bytes) -> Endpoint | None:
     """Who has the address on this node. Raises Drop when that is somebody who has left."""
     found = node.endpoints.get((vni, address))
-    if found is not None and node.bindings[found.slot].generation != found.generation:
+    if found is None:
+        return None
+    bound = node.bindings[found.slot]
+    own = bound.address if len(address) == 4 else bound.address6
+    if (bound.generation, bound.vni, own) != (found.generation, vni, address):
         raise Drop("stale_endpoint")
     return found
 

@@ -41,8 +41,8 @@ def test_verifier_rejection_shows_the_end_of_its_log(run_directory, other_source
     """The instruction that failed and why, not the thousands before; nothing is pinned."""
     replace_in(
         other_sources / "lib" / "receive.h",
-        "	slot = endpoint->slot;\n",
-        "	slot = ((struct vtep *)vteps.lookup(&arrival.sender))->mtu;\n",
+        "	ifindex = binding->ifindex;\n",
+        "	ifindex = ((struct vtep *)vteps.lookup(&arrival.sender))->mtu;\n",
     )
 
     with pytest.raises(GeneveError) as caught:

@@ -301,6 +301,18 @@ def test_half_an_attachment_gets_no_packet(node: Node, generation, slot):
     assert_dropped(run, "tx stale_endpoint", sent)
 
 
+@pytest.mark.parametrize("slot", [2, 1], ids=["of-another-vpc", "of-the-same-vpc"])
+def test_row_that_became_somebody_elses_gives_him_no_packet(node: Node, slot):
+    """The kernel uses a removed row's room at once, while a program still reads it."""
+    generation = node.plane.attachment(slot).generation
+    sent = from_guest(UDP(sport=1, dport=2), "10.0.1.99")
+
+    with node.endpoint_of(BLUE, "10.0.1.99", generation=generation, slot=slot):
+        run = node.sends(sent)
+
+    assert_dropped(run, "stale_endpoint", sent)
+
+
 @pytest.mark.parametrize("dst", [BOB, REMOTE], ids=["local", "remote"])
 def test_mark_and_priority_do_not_leave_the_slot(node: Node, dst):
     """They mean something to the host's own rules."""
@@ -403,6 +415,16 @@ def test_interface_that_is_no_slot_sends_nothing(node: Node):
     run = node.run("sandbox_tx", frame, ifindex=node.uplink)
 
     assert_dropped(run, "tx no_slot", frame)
+
+
+def test_interface_whose_row_became_another_slots_sends_nothing(node: Node):
+    """As it may while its slot is destroyed: nobody speaks for another slot."""
+    frame = from_guest(UDP())
+
+    with node.slot_of(node.uplink, slot=2):
+        run = node.run("sandbox_tx", frame, ifindex=node.uplink)
+
+    assert_dropped(run, "no_slot", frame)
 
 
 def test_nothing_passes_before_the_node_is_configured(node: Node):

@@ -33,6 +33,7 @@ from tests.packets import (
     in_vpc,
     mac_of,
     on_wire,
+    six,
     to_guest,
 )
 from tests.programs import PASS_ON, REDIRECT, SHOT, Node, Run
@@ -397,6 +398,19 @@ def test_half_an_attachment_gets_no_packet(node: Node, generation, slot):
     frame = arriving(node, in_vpc(HELLO, REMOTE, "10.0.1.99"))
 
     with node.endpoint_of(BLUE, "10.0.1.99", generation=generation, slot=slot):
+        run = node.receives(frame)
+
+    assert_dropped(run, "stale_endpoint", frame)
+
+
+@pytest.mark.parametrize("slot", [2, 1], ids=["of-another-vpc", "of-the-same-vpc"])
+@pytest.mark.parametrize("address", ["10.0.1.99", six("10.0.1.99")], ids=["ipv4", "ipv6"])
+def test_row_that_became_somebody_elses_gives_him_no_packet(node: Node, slot, address):
+    """The kernel uses a removed row's room at once, while a program still reads it."""
+    attachment = node.plane.attachment(slot)
+    frame = arriving(node, in_vpc(HELLO, six(REMOTE) if ":" in address else REMOTE, address))
+
+    with node.endpoint_of(BLUE, address, generation=attachment.generation, slot=slot):
         run = node.receives(frame)
 
     assert_dropped(run, "stale_endpoint", frame)
