@@ -33,7 +33,7 @@ _ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO = 0x1B, 0x37
 _ETHTOOL_GFEATURES, _ETHTOOL_SFEATURES = 0x3A, 0x3B
 _FEATURE_NAMES, _NAME_SIZE = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
 _IFF_UP = 0x1
-_TOGETHER = 256  # interfaces that are deleted at once: the lock is held so long
+_TOGETHER = 128  # interfaces that are deleted at once: the lock is held so long
 
 
 def index_of(ip: IPRoute, name: str) -> int:

@@ -7,6 +7,8 @@ also keeps the event loop that IPRoute runs out of the way.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import select
 import socket
@@ -26,6 +28,12 @@ _FLAGS, _FLAGS_AT = struct.Struct("=H"), 6
 _SEQUENCE, _SEQUENCE_AT = struct.Struct("=I"), 8
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ECHO, _NLM_F_DUMP = 0x1, 0x4, 0x8, 0x300
+_SO_RCVBUFFORCE = 33
+# Bytes: every refused request of a batch is answered, at some 800 bytes each as the kernel
+# counts them, and all of them before the first can be read. What finds no room is lost.
+_ROOM = 4 << 20
+# Seconds. The kernel has answered when `send` returns, so an answer that is not there is lost.
+PATIENCE = 5
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -57,12 +65,17 @@ class RouteSocket:
     """NETLINK_ROUTE in the network namespace the thread is in when this is made.
 
     It stays there, wherever the thread goes, and takes that namespace's ioctls too.
+    Whatever waits for an answer raises OSError when that was lost: ENOBUFS or ETIMEDOUT.
     """
 
     def __init__(self, groups: int = 0) -> None:
         """groups: RTMGRP_* of notifications to hear, with `listen`."""
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
+        self._socket.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", PATIENCE, 0)
         )
         self._socket.bind((0, groups))
         self._sequence = 0
@@ -121,7 +134,7 @@ class RouteSocket:
         refused = [0] * len(batches)
         last = self._sequence
         while True:
-            for kind, sequence, body in _messages(self._socket.recv(1 << 18)):
+            for kind, sequence, body in _messages(self._answer()):
                 if kind != _NLMSG_ERROR:
                     self._heard.append((kind, body))
                 elif sequence >= first:
@@ -179,7 +192,7 @@ class RouteSocket:
             _HEADER.pack(size, request.kind, flags, self._sequence, 0) + request.body
         )
         while True:
-            for kind, sequence, body in _messages(self._socket.recv(1 << 18)):
+            for kind, sequence, body in _messages(self._answer()):
                 if sequence != self._sequence:
                     continue  # of a request that was given up
                 if kind in (_NLMSG_ERROR, _NLMSG_DONE):
@@ -188,6 +201,20 @@ class RouteSocket:
                         raise OSError(-code, os.strerror(-code))
                     return bodies
                 bodies.append(body)
+
+    def _answer(self) -> bytes:
+        """What the kernel says next, one message or several."""
+        try:
+            return self._socket.recv(1 << 18)
+        except BlockingIOError:
+            raise TimeoutError(errno.ETIMEDOUT, "an answer of the kernel was lost") from None
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                # Until nothing is left to read the kernel drops whatever comes, unsaid.
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        self._socket.recv(1 << 18, socket.MSG_DONTWAIT)
+            raise
 
     def _send(self, message: Any, kind: int, flags: int) -> None:
         self._sequence += 1
@@ -200,7 +227,7 @@ class RouteSocket:
     def _receive(self, codec: Any) -> list[Any]:
         answers: list[Any] = []
         while True:
-            data = self._socket.recv(1 << 18)
+            data = self._answer()
             at = 0
             while at < len(data):
                 length, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
