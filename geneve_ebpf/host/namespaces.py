@@ -76,6 +76,18 @@ def enter(fd: int) -> None:
     _check(_libc.setns(fd, _CLONE_NEWNET), "setns")
 
 
+def come_back(fd: int) -> None:
+    """Move this thread into the namespace that it came from. If it cannot, the process ends.
+
+    The kernel refuses it where it has no memory for that. Whatever a thread that is still there
+    did next, it would do in somebody else's network.
+    """
+    try:
+        enter(fd)
+    except OSError as error:
+        raise SystemExit(f"cannot come back from a network namespace: {error}") from error
+
+
 @contextmanager
 def entering(path: Path | None) -> Iterator[None]:
     """This thread is in the namespace at `path` meanwhile. None: stay where it is.
@@ -102,7 +114,7 @@ def entering(path: Path | None) -> Iterator[None]:
         try:
             yield
         finally:
-            enter(before)
+            come_back(before)
     finally:
         os.close(before)
 
@@ -127,7 +139,7 @@ def inside(there: int) -> Iterator[None]:
         try:
             yield
         finally:
-            enter(before)
+            come_back(before)
     finally:
         os.close(before)
 
@@ -139,7 +151,7 @@ def create(path: Path) -> int:
         try:
             return enter_new(path)
         finally:
-            enter(before)
+            come_back(before)
     finally:
         os.close(before)
 

@@ -148,3 +148,17 @@ def test_what_cannot_be_undone_of_one_slot_keeps_no_other(node: Node) -> None:
     with namespaces.entering(node.netns):
         assert eventually(lambda: all(slots.gone(draft.index) for draft in made))
     node.bed.clear()
+
+
+def test_a_thread_that_cannot_come_back_from_a_namespace_ends_its_process(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on in somebody else's network."""
+    home = namespaces.current()
+    monkeypatch.setattr(namespaces, "current", lambda: os.open(os.devnull, os.O_RDONLY))
+    try:
+        with pytest.raises(SystemExit, match="cannot come back"), namespaces.entering(node.netns):
+            pass
+    finally:
+        namespaces.enter(home)
+        os.close(home)

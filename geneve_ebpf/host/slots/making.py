@@ -115,7 +115,7 @@ def _coming_back() -> Iterator[None]:
         try:
             yield
         finally:
-            namespaces.enter(before)
+            namespaces.come_back(before)
     finally:
         os.close(before)
 
