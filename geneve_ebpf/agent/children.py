@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's child processes: started, watched, started again when they die.
 
-A child dies with the agent, however that ends: the kernel sends it SIGTERM.
+A child dies with the agent, however that ends: the kernel sends it SIGTERM. Where memory
+runs out it is a child that dies first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Callable, Collection
 
 from geneve_ebpf.agent.log import Log
-from geneve_ebpf.host.processes import ending_with_parent
+from geneve_ebpf.host.processes import ending_with_parent, sooner_killed
 
 CHANNEL = 3  # the descriptor at which a child finds its socket
 BACKOFF_FIRST, BACKOFF_MAX = 0.2, 10.0  # seconds until a dead child is started again
@@ -44,7 +45,9 @@ class Child:
         """
         self.name = name
         self.alive = False
-        self.problem = ""  # why it is not running, while that is not wanted
+        # Why it is not running, or has not run for long: one that dies again and again is not well
+        # in between.
+        self.problem = ""
         self._arguments = [sys.executable, *arguments]
         self._log = log
         self._cpus = cpus
@@ -54,8 +57,10 @@ class Child:
         self._pidfd = -1
         self._ended: asyncio.Event | None = None
         self._backoff = BACKOFF_FIRST
+        self._waited = 0.0  # before it was started, the last time
         self._started_at = 0.0
         self._again: asyncio.TimerHandle | None = None
+        self._well: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Start the process."""
@@ -70,6 +75,7 @@ class Child:
 
         def between_fork_and_exec() -> None:
             end_with_us()
+            sooner_killed()
             os.sched_setaffinity(0, cpus)
             if number >= 0:
                 os.dup2(number, CHANNEL, inheritable=True)
@@ -98,7 +104,7 @@ class Child:
         self._pidfd = os.pidfd_open(self._process.pid)
         loop.add_reader(self._pidfd, self._died)
         self.alive = True
-        self.problem = ""
+        self._well = loop.call_later(self._waited, self._is_well)
         self._log.info("child-started", child=self.name, child_pid=self._process.pid)
         if self._on_start is not None and ours is not None:
             ours.setblocking(False)
@@ -106,9 +112,10 @@ class Child:
 
     async def stop(self, seconds: float = 5.0) -> None:
         """End the process and wait for that; SIGKILL after the given time."""
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        for timer in (self._again, self._well):
+            if timer is not None:
+                timer.cancel()
+        self._again = self._well = None
         if self._process is None or self._ended is None or not self.alive:
             return
         self._on_death = lambda: None
@@ -140,7 +147,12 @@ class Child:
         self._wait_and_retry(f"{self.name} {how}")
         self._on_death()
 
+    def _is_well(self) -> None:
+        self.problem = ""
+
     def _wait_and_retry(self, problem: str) -> None:
-        self.problem = problem
+        self.problem, self._waited = problem, self._backoff
+        if self._well is not None:
+            self._well.cancel()
         self._again = asyncio.get_running_loop().call_later(self._backoff, self.start)
         self._backoff = min(BACKOFF_MAX, self._backoff * 2)

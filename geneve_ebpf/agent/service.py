@@ -442,6 +442,8 @@ class Node:
             yield self.pool.problem
         elif self.pool.shortage:
             yield self.pool.shortage
+        if self.pool.silence:
+            yield self.pool.silence
         lost = {
             one.endpoint.vni
             for one in self._attachments.values()

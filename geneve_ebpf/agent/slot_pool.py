@@ -36,7 +36,7 @@ from geneve_ebpf.agent.uplink_report import UplinkReport
 from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host.given import Given, Records
-from geneve_ebpf.model import SlotKind, SlotState
+from geneve_ebpf.model import SlotKind, SlotState, host_interface
 
 SLOTS_MAX = constant("MAX_SLOTS")
 _KEYS = {
@@ -45,6 +45,7 @@ _KEYS = {
     SlotKind.HOST_TAP: "node.host_tap_slots",
 }
 RETRY = 1.0  # seconds until a slot that could not be made or destroyed is tried again
+SILENCE = 10.0  # seconds without a word of the slot process, which has something to do
 
 
 class SlotPool(Stock):
@@ -81,6 +82,7 @@ class SlotPool(Stock):
         self._ordered_destroying: set[int] = set()
         self.asks = Asks()
         self._channel: Channel | None = None
+        self._spoke = 0.0  # when the slot process last did, or got something to do
         self._tick: asyncio.TimerHandle | None = None
         self._stopped = False
 
@@ -98,6 +100,17 @@ class SlotPool(Stock):
             if target and not self._ready_of[kind]:
                 return f"no {kind.value} slot is ready"
         return ""
+
+    @property
+    def silence(self) -> str:
+        """Why nothing becomes of what was ordered, if that takes far too long; "" if not."""
+        waiting = len(self._ordered_making) + len(self._ordered_destroying)
+        if not waiting or self._channel is None or time.monotonic() - self._spoke < SILENCE:
+            return ""
+        return (
+            f"the slot process has said nothing for {SILENCE:.0f} s, and {waiting} of its slots"
+            " are to be made or destroyed"
+        )
 
     # The slots' lives
 
@@ -140,6 +153,7 @@ class SlotPool(Stock):
             Code.NO_SLOT,
             f"no {kind.value} slot is ready on this node",
             hint=self.problem
+            or self.silence
             or f"{self._counts[Phase.MAKING]} are being made: wait a moment,"
             " place it elsewhere, or give the node more slots",
             details={"retry_after_s": self.refill.seconds_for(1)},
@@ -271,6 +285,7 @@ class SlotPool(Stock):
         if not room:
             self._look_soon(again)
             return
+        idle = not self._ordered_making and not self._ordered_destroying
         make: dict[SlotKind, list[int]] = {kind: [] for kind in SlotKind}
         while (kind := self._wanted()) and len(self._ordered_making) < room:
             if not self._free and self._next >= SLOTS_MAX:
@@ -291,6 +306,8 @@ class SlotPool(Stock):
             channel.order("destroy", destroy[start : start + BATCH])
         ordered = max(len(destroy), sum(map(len, make.values())))
         if ordered:
+            if idle:
+                self._spoke = time.monotonic()
             self._portions.ordered(ordered)
 
     def _is_low(self) -> bool:
@@ -312,6 +329,7 @@ class SlotPool(Stock):
         return best
 
     def _on_event(self, event: dict[str, Any], descriptor: Descriptor | None) -> None:
+        self._spoke = time.monotonic()
         if event["event"] == "uplinks":
             self.uplinks.seen(event["mtu"], event["problems"], event["merging"])
             return
@@ -393,4 +411,4 @@ class SlotPool(Stock):
 
 def _alike(problem: str, index: int) -> str:
     """What several slots say that fail for one reason."""
-    return problem.replace(f"slot-{index}", "")
+    return problem.replace(f"slot-{index}", "").replace(host_interface(index), "")

@@ -2,7 +2,8 @@
 """Something that an agent stands on runs out or goes away; it says so, and goes on when it is back.
 
 What is attached keeps its network meanwhile. (Maps full of routes: test_api_state.py,
-test_map_keeping.py; a deleted namespace: test_slot_faults.py; uplinks: test_uplink_changes.py.)
+test_map_keeping.py; memory: test_memory_shortage.py; a deleted namespace: test_slot_faults.py;
+uplinks: test_uplink_changes.py.)
 """
 
 from __future__ import annotations

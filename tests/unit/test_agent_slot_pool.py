@@ -18,7 +18,7 @@ from geneve_ebpf.agent.places import Phase
 from geneve_ebpf.agent.portions import BATCH, BATCH_SMALL
 from geneve_ebpf.agent.progress import line
 from geneve_ebpf.agent.reservations import Reservations
-from geneve_ebpf.agent.slot_pool import SlotPool
+from geneve_ebpf.agent.slot_pool import SILENCE, SlotPool
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import SlotKind
 
@@ -407,7 +407,8 @@ def test_what_is_said_twice_is_taken_once_and_what_follows_is_read():
     play(3, scene)
 
 
-def test_why_slots_cannot_be_made_stands_until_they_can(capfd):
+@pytest.mark.parametrize("what", ["slot-", "gnv"])
+def test_why_slots_cannot_be_made_stands_until_they_can(capfd, what):
     """Also while it is tried again; the log has it once for each try."""
 
     async def scene(pool, maker):
@@ -426,16 +427,16 @@ def test_why_slots_cannot_be_made_stands_until_they_can(capfd):
             assert indexes == [0, 1, 2]
             maker.forget()
             say(*(
-                {"event": "failed", "index": n, "op": "make", "message": f"no room: slot-{n}"}
+                {"event": "failed", "index": n, "op": "make", "message": f"no room: {what}{n}"}
                 for n in indexes
             ))  # fmt: skip
             async with asyncio.timeout(60):
                 while pool.counts["making"]:
                     await asyncio.sleep(0.001)
-            assert pool.problem == "slots cannot be made: no room: slot-2"
+            assert pool.problem == f"slots cannot be made: no room: {what}2"
 
         await ordered()
-        assert pool.problem == "slots cannot be made: no room: slot-2"
+        assert pool.problem == f"slots cannot be made: no room: {what}2"
         say({"event": "ready", "slots": [[0, 100], [1, 101], [2, 102]], "us": 1})
         async with asyncio.timeout(60):
             while pool.counts["ready"] < 3:
@@ -444,6 +445,32 @@ def test_why_slots_cannot_be_made_stands_until_they_can(capfd):
 
     play(3, scene)
     assert capfd.readouterr().err.count("event=slot-failed") == 2
+
+
+def test_a_slot_process_that_says_nothing_for_long_is_a_problem():
+    """Until it speaks; one that has nothing to do may be silent."""
+
+    async def scene(pool, maker):
+        assert pool.silence == ""
+        pool._spoke -= SILENCE
+        assert "3 of its slots" in pool.silence
+        with pytest.raises(GeneveError) as refused:
+            pool.lowest_ready()
+        assert refused.value.hint == pool.silence
+
+        await maker.obey_until(lambda: pool.counts["ready"] == 3)
+        assert pool.silence == ""
+        pool._spoke -= SILENCE
+        assert pool.silence == ""
+        pool.move(pool.place(1), Phase.ATTACHED)
+        maker.forget()
+        async with asyncio.timeout(60):
+            while not maker.orders:
+                maker.read()
+                await asyncio.sleep(0.001)
+        assert pool.silence == ""
+
+    play(3, scene)
 
 
 def test_one_slot_that_cannot_be_made_is_no_problem_of_a_full_pool():
