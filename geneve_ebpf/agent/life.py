@@ -8,6 +8,7 @@ the next agent adopts it. Only `node down` removes anything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -45,12 +46,13 @@ from geneve_ebpf.control.attached_log import AttachedLog, Lost
 from geneve_ebpf.control.rest_log import RestLog
 from geneve_ebpf.control.state import DesiredState
 from geneve_ebpf.control.store import Store
-from geneve_ebpf.dataplane import DataPlane, facts, look_after, tear_down
+from geneve_ebpf.dataplane import DataPlane, NotDone, facts, look_after, tear_down
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host.addresses import is_own
 
 SOCKET_MODE = 0o660
 BACKLOG = 512
+LOOK_AGAIN = 1.0  # seconds until a look at the node that was not to be had is tried again
 SWEEP_EVERY = 5.0  # seconds between looks for half-sent requests
 # Allocations that lead to a young collection, young ones to a middle one, middle ones to a
 # full one. A full one walks what is not frozen; there is nothing in it that needs haste.
@@ -76,6 +78,7 @@ class Agent:
         """
         self.failure: GeneveError | None = None  # why the node that was adopted is none
         self._unseen = unseen
+        self._unlooked = ""  # why that has not been done yet
         self._looking: asyncio.Task[None] | None = None
         self._config = config
         self._settings = config.node
@@ -207,13 +210,19 @@ class Agent:
 
     async def _look_after(self, pool: SlotPool) -> None:
         """See that all hangs where it should; then start those who do netlink."""
-        try:
-            await asyncio.to_thread(look_after, self._settings)
-        except GeneveError as error:
-            self.failure = error
-            self._stop.set()
-            return
-        self._unseen = False
+        while self._unseen and not self._stop.is_set() and not self._going_down:
+            try:
+                await asyncio.to_thread(look_after, self._settings)
+            except NotDone as error:  # which is no reason to attach nobody
+                self._unlooked = f": {error.message}"
+                self._log.warning("not-looked-at", error=error.message)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), LOOK_AGAIN)
+            except GeneveError as error:
+                self.failure = error
+                self._stop.set()
+            else:
+                self._unseen = False
         if not self._stop.is_set() and not self._going_down:
             self._start_children(pool)
 
@@ -268,7 +277,8 @@ class Agent:
         """Why the node is not whole."""
         problems = [child.problem for child in self._children if child.problem]
         if self._unseen:
-            problems.append("attaches work, and the node's hooks are being looked at")
+            about = f"attaches work, and the node's hooks are being looked at{self._unlooked}"
+            problems.append(about)
         if self._going_down:
             problems.append("the node is being taken down")
         if not is_own(self._settings.vtep, self._settings.uplinks):

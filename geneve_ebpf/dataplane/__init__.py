@@ -10,7 +10,15 @@ here brings a netlink library along; `uplinks` does, for the process that needs 
 
 from geneve_ebpf.abi import Direction, DropReason, EventKind
 from geneve_ebpf.dataplane.counters import Counters, Drops, Event, Traffic
-from geneve_ebpf.dataplane.node import adopt, bring_up, facts, look_after, splice_program, tear_down
+from geneve_ebpf.dataplane.node import (
+    NotDone,
+    adopt,
+    bring_up,
+    facts,
+    look_after,
+    splice_program,
+    tear_down,
+)
 from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.dataplane.probe import Probe, Prober, not_probed
 
@@ -22,6 +30,7 @@ __all__ = [
     "Drops",
     "Event",
     "EventKind",
+    "NotDone",
     "Probe",
     "Prober",
     "Traffic",

@@ -18,7 +18,7 @@ from pathlib import Path
 from geneve_ebpf.dataplane.config import Config, read_config
 from geneve_ebpf.dataplane.plane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.host.processes import ending_with_parent
+from geneve_ebpf.host.processes import ending_with_parent, sooner_killed
 from geneve_ebpf.loader import bpf
 from geneve_ebpf.loader.pins import Pins
 from geneve_ebpf.model import NodeSettings
@@ -37,6 +37,10 @@ class Facts:
     remark: str  # about programs that were not kept, or not used as they were; or ""
     anchor: int  # index of the interface that holds the blocks
     made_for: str  # `fingerprint` of the settings
+
+
+class NotDone(GeneveError):
+    """The child that does the work was not to be had, or was killed: it may be had later."""
 
 
 def bring_up(settings: NodeSettings) -> DataPlane:
@@ -121,6 +125,13 @@ def write_facts(run_directory: Path, found: Facts) -> None:
 
 
 def _in_child(what: str, settings: NodeSettings) -> None:
+    # An agent that is killed meanwhile may have a successor at once.
+    end_with_us = ending_with_parent()
+
+    def between_fork_and_exec() -> None:
+        end_with_us()
+        sooner_killed()
+
     try:
         child = subprocess.run(
             [sys.executable, "-m", "geneve_ebpf.dataplane.node_setup", what, settings.as_json()],
@@ -128,17 +139,23 @@ def _in_child(what: str, settings: NodeSettings) -> None:
             stdout=subprocess.PIPE,
             text=True,
             check=False,
-            # An agent that is killed meanwhile may have a successor at once.
-            preexec_fn=ending_with_parent(),
+            preexec_fn=between_fork_and_exec,
         )
-    except OSError as refused:
-        raise GeneveError(
+    except (OSError, subprocess.SubprocessError) as refused:
+        why = refused.strerror if isinstance(refused, OSError) else refused
+        raise NotDone(
             Code.NODE_SETUP,
-            f"no process can be started to bring the node {what}: {refused.strerror}",
+            f"no process can be started to bring the node {what}: {why}",
             hint="free descriptors, memory or processes, then try again",
         ) from None
     if child.returncode == 0:
         return
+    if child.returncode < 0:
+        raise NotDone(
+            Code.NODE_SETUP,
+            f"who was to bring the node {what} was killed by signal {-child.returncode}",
+            hint="the kernel's log says whether it was for want of memory; then try again",
+        )
     try:
         error = json.loads(child.stdout.splitlines()[-1])
         failure = GeneveError(

@@ -143,6 +143,33 @@ def test_a_slot_that_the_kernel_has_no_memory_for_leaves_nothing(
     assert any("Cannot allocate memory" in one for one in reasons), reasons
 
 
+def test_an_agent_without_memory_to_look_at_its_node_serves_by_the_maps(bench: Bench) -> None:
+    """It says so, and looks when there is memory."""
+    assert eventually(bench.whole, 30), bench.problems()
+    needs = own_memory(bench.pid)
+    bench.ask.close()
+    bench.lab.stop_agent(bench.node)
+    bench.group.limit(bench.group.usage + needs + (12 << 20))
+    bench.start(FEW)
+
+    killed = "bring the node up was killed by signal 9"
+    assert eventually(lambda: killed in bench.problems(), 30), bench.problems()
+    agent = bench.pid
+    bench.ask.must("PUT", "/v1/sandboxes/three", {"vpc": "blue"})
+    bench.ask.must("DELETE", "/v1/sandboxes/three")
+    assert bench.talks()
+
+    bench.group.limit(None)
+    assert eventually(bench.whole, 30), (bench.problems(), bench.half_made())
+    assert bench.pid == agent
+
+
+def own_memory(pid: int) -> int:
+    """Bytes that a process has to itself."""
+    (found,) = re.findall(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found) << 10
+
+
 def test_where_memory_ends_the_slot_process_is_killed_and_not_the_agent(bench: Bench) -> None:
     """Each time it is there again, until there is memory; nothing that it half made stays."""
     assert eventually(bench.whole, 30), bench.problems()
