@@ -524,7 +524,8 @@ def send_tcp(source: Host, target: Host, data: bytes, to: str = "") -> str:
 class Stream:
     """Numbered UDP datagrams from one sandbox to another, while the test does something.
 
-    About a thousand a second, so that queues never overflow for want of a CPU.
+    About a thousand a second, so that queues never overflow for want of a CPU; and what has
+    arrived is taken out at once, however long it all takes.
     """
 
     def __init__(self, source: Path, target: Path, to: str, port: int = 7000) -> None:
@@ -535,6 +536,7 @@ class Stream:
         self._sender = socket_in(source, family_of(to), socket.SOCK_DGRAM)
         self._stop = threading.Event()
         self.sent = 0
+        self._arrived: set[int] = set()
         self.errors: list[OSError] = []
         self._thread = threading.Thread(target=self._send, daemon=True)
 
@@ -550,7 +552,13 @@ class Stream:
             except OSError as error:
                 self.errors.append(error)
             self.sent += 1
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    self._take(socket.MSG_DONTWAIT)
             time.sleep(0.001)
+
+    def _take(self, flags: int = 0) -> None:
+        self._arrived.add(int.from_bytes(self._receiver.recv(64, flags), "big"))
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -563,9 +571,8 @@ class Stream:
         """Stop sending, wait for what is on its way; the numbers that never arrived."""
         self._stop.set()
         self._thread.join()
-        missing = set(range(self.sent))
         self._receiver.settimeout(PATIENCE)
         with contextlib.suppress(TimeoutError):
-            while missing:
-                missing.discard(int.from_bytes(self._receiver.recv(64), "big"))
-        return missing
+            while len(self._arrived) < self.sent:
+                self._take()
+        return set(range(self.sent)) - self._arrived
