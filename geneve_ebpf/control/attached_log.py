@@ -11,19 +11,16 @@ Who was lost before is in there until somebody has seen to it.
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from geneve_ebpf.control.line_file import LineFile
 from geneve_ebpf.model import Attachment, ipv4_text
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # So many lines are appended before the file is written anew without the past.
 LINES_MAX = 50_000
-# Where a line had no room: the rest is written anew after so many more.
-AGAIN_AFTER = 100
 # The latest of those that were lost; a name that nobody ever uses again would stay for ever.
 LOST_MAX = 16_384
 
@@ -50,20 +47,21 @@ class AttachedLog:
     """The file, open for appending."""
 
     def __init__(self, path: Path, boot_id: Path = BOOT_ID) -> None:
-        self._path = path
+        self._file = LineFile(path, LINES_MAX)
         self._boot = boot_id.read_text().strip()
-        self._descriptor = -1
-        self._lines = 0
-        self._due = LINES_MAX  # lines at which it is time for `rewrite`
         # A name was detached; who was lost was detached before.
         self._unwritten: list[Attachment | Lost | str] = []
-        self.full = False  # it is time for `rewrite`
         self.generation = 0  # the highest that `read` found
+
+    @property
+    def full(self) -> bool:
+        """Is it time for `rewrite`?"""
+        return self._file.full
 
     def read(self) -> Record:
         """Whether the file is of this boot, who was attached by its word, and who was lost."""
         try:
-            boot, *lines = self._path.read_text(errors="replace").splitlines()
+            boot, *lines = self._file.path.read_text(errors="replace").splitlines()
         except (OSError, ValueError):
             return Record(True, [], [])
         attached: dict[str, Lost] = {}
@@ -98,11 +96,8 @@ class AttachedLog:
 
     def flush(self) -> None:
         """Write what was noted. What a full disk has no room for is made good by `rewrite`."""
-        text = "".join(map(_line_of, self._unwritten))
+        self._file.append([_line_of(note) for note in self._unwritten])
         self._unwritten.clear()
-        if self._descriptor >= 0 and not self._append(text.encode()):
-            self._due = min(self._due, self._lines + AGAIN_AFTER)
-        self.full = self._lines >= self._due
 
     def rewrite(
         self, attachments: Iterable[Attachment], lost: Sequence[Lost], generation: int
@@ -114,24 +109,8 @@ class AttachedLog:
         lines = [f"{self._boot}\n", f"^ {generation}\n"]
         lines += [_line("?", one) for one in lost[-LOST_MAX:]]
         lines += [_line("+", known(one)) for one in attachments]
-        content = "".join(lines).encode()
         self._unwritten.clear()
-        self.full, self._due = False, self._lines + AGAIN_AFTER
-        new = self._path.with_suffix(".new")
-        with contextlib.suppress(OSError):
-            descriptor = os.open(
-                new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
-            )
-            try:
-                if os.write(descriptor, content) < len(content):  # where the room ended
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                new.rename(self._path)
-            except OSError:
-                os.close(descriptor)
-                raise
-            self.close()
-            self._descriptor = descriptor
-            self._lines, self._due = len(lines), LINES_MAX
+        self._file.write_anew(lines)
 
     def forget(self, generation: int) -> None:
         """The node was taken down: of all that was, its last generation alone is kept.
@@ -146,21 +125,11 @@ class AttachedLog:
         """Write what was noted and close the file, which stays."""
         if self._unwritten:
             self.flush()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def _append(self, content: bytes) -> bool:
-        """False if not all of it was written: its last line may be torn."""
-        try:
-            return os.write(self._descriptor, content) == len(content)
-        except OSError:
-            return False
+        self._file.close()
 
     def _note(self, some: tuple[Attachment | Lost | str, ...]) -> bool:
         first = not self._unwritten
         self._unwritten += some
-        self._lines += len(some)
         return first
 
 

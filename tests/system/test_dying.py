@@ -66,13 +66,14 @@ GIVING = (
 )
 DESTROYING = ("agent/slot_process.py", "host/slots/destroying.py", "dataplane/sandboxes.py")
 SETTING_UP = ("dataplane/node_setup.py", "loader/hooks.py", "loader/kept.py", "loader/pins.py")
-REMEMBERING = ("control/attached_log.py", "agent/service.py")
+REMEMBERING = ("control/attached_log.py", "control/line_file.py", "agent/service.py")
 STARTING = (
     "agent/run.py",
     "agent/life.py",
     "agent/service.py",
     "dataplane/sandboxes.py",
     "dataplane/routes.py",
+    "control/line_file.py",
     "control/rest_log.py",
 )
 

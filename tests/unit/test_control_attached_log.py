@@ -8,7 +8,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from geneve_ebpf.control.attached_log import AGAIN_AFTER, AttachedLog, Lost
+from geneve_ebpf.control.attached_log import AttachedLog, Lost
+from geneve_ebpf.control.line_file import AGAIN_AFTER
 from geneve_ebpf.model import Attachment, Endpoint, endpoint_mac
 
 ADDRESS = IPv4Address("10.0.0.2")
@@ -102,7 +103,7 @@ def test_what_had_no_room_is_written_anew_a_little_later(path):
     log = AttachedLog(path)
     log.rewrite([ONE], [], 7)
     full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, log._descriptor)
+    os.dup2(full, log._file._descriptor)
     os.close(full)
 
     def until_it_is_time():

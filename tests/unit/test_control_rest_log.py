@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 
 import pytest
 
 from geneve_ebpf.control import rest_log
+from geneve_ebpf.control.line_file import AGAIN_AFTER
 from geneve_ebpf.control.rest_log import Rest, RestLog
 
 
@@ -75,3 +77,53 @@ def test_a_file_of_very_many_is_not_written_anew_each_time(path, monkeypatch):
 
     log.close()
     assert room == [True, True, False]
+
+
+def test_without_room_the_file_stays_and_nothing_is_left(path):
+    """The new one is on a device that is always full: neither open nor lying about."""
+    log = RestLog(path)
+    log.open(0.0)
+    log.rewrite([rest(2, 60.0)])
+    new = path.with_suffix(".new")
+    new.symlink_to("/dev/full")
+    before = os.listdir("/proc/self/fd")
+
+    log.rewrite([])
+
+    assert os.listdir("/proc/self/fd") == before
+    assert not new.is_symlink()
+    log.close()
+    assert reopened(path, now=10.0) == [rest(2, 60.0)]
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again_a_little_later(path):
+    """Nothing is asked for meanwhile but that the rests are kept in memory."""
+    path.with_suffix(".new").mkdir()
+    log = RestLog(path)
+    log.open(0.0)
+
+    room = [log.add(rest(2, 60.0)) for _ in range(AGAIN_AFTER)]
+    path.with_suffix(".new").rmdir()
+    log.rewrite([rest(2, 60.0)])
+    log.add(rest(3, 60.0))
+
+    log.close()
+    assert room == [True] * (AGAIN_AFTER - 1) + [False]
+    assert reopened(path, now=10.0) == [rest(2, 60.0), rest(3, 60.0)]
+
+
+def test_a_rest_that_had_no_room_is_written_anew_a_little_later(path):
+    """Half a line too; what is appended next to it is lost with it till then."""
+    log = RestLog(path)
+    log.open(0.0)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, log._file._descriptor)
+    os.close(full)
+
+    assert all(log.add(rest(2, 60.0)) for _ in range(AGAIN_AFTER))
+    assert not log.add(rest(2, 60.0))
+    log.rewrite([rest(2, 60.0)])
+
+    assert log.add(rest(3, 60.0))
+    log.close()
+    assert reopened(path, now=10.0) == [rest(2, 60.0), rest(3, 60.0)]
