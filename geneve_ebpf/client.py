@@ -139,13 +139,16 @@ class AgentClient:
             f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
             f"{self._lines}{_header_lines(headers) if headers else ''}\r\n"
         ).encode() + content
-        connection = self._sent(message)
         try:
+            connection = self._sent(message)
             first = self._first_bytes(connection, receive)
             status, answer, reusable = _read_answer(connection, first)
         except (OSError, ValueError) as error:
             self.close()
             raise self._failure(error) from None
+        except BaseException:  # an interrupt: the next request would read this one's answer
+            self.close()
+            raise
         if not reusable:
             self.close()
         if status >= 400:
@@ -195,7 +198,10 @@ class AgentClient:
         )
 
     def _sent(self, message: bytes) -> socket.socket:
-        """Send it to the agent that the kept connection leads to, or else to a new one."""
+        """Send it to the agent that the kept connection leads to, or else to a new one.
+
+        Raises OSError; GeneveError where there is no agent.
+        """
         kept = self._socket
         if kept is not None:
             try:
@@ -206,15 +212,8 @@ class AgentClient:
                 # It has closed its end, before a restart perhaps. The message did not go out
                 # whole, so nobody has carried it out: it may be sent again.
                 self.close()
-            except OSError as error:
-                self.close()
-                raise self._failure(error) from None
         connection = self._socket = self._connect()
-        try:
-            connection.sendall(message, socket.MSG_NOSIGNAL)
-        except OSError as error:
-            self.close()
-            raise self._failure(error) from None
+        connection.sendall(message, socket.MSG_NOSIGNAL)
         return connection
 
     def _first_bytes(self, connection: socket.socket, receive: Receive) -> bytes:

@@ -23,6 +23,7 @@ class Peer:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
+        self._listener.settimeout(5)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -33,7 +34,10 @@ class Peer:
                 connection.settimeout(5)
                 self.connections += 1
                 for answer in answers:
-                    self.received.append(self._request(connection))
+                    request = self._request(connection)
+                    if not request:  # it has gone, and hears no more answers here
+                        break
+                    self.received.append(request)
                     for part in [answer] if isinstance(answer, bytes) else answer:
                         socket.send_fds(connection, [part[:1]], self.passed.get(part, []))
                         connection.sendall(part[1:])

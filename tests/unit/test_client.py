@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -112,6 +113,30 @@ def test_connection_close_is_heeded(tmp_path):
     script = ([answer("200 OK", {}, "Connection: close")], [answer("200 OK", {"n": 2})])
     with peer(tmp_path, *script) as served, AgentClient(served.path) as client:
         client.request("GET", "/a")
+        assert client.request("GET", "/b") == (200, {"n": 2})
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 200 OK\r\n"], ids=["unread", "half-read"])
+def test_after_an_interrupted_request_no_answer_of_its_is_read(tmp_path, begun):
+    """The next request goes over a new connection, and gets its own answer."""
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_):
+        raise Interrupted
+
+    script = ([begun, answer("200 OK", {"n": 1})], [answer("200 OK", {"n": 2})])
+    before = signal.signal(signal.SIGALRM, interrupt)
+    with peer(tmp_path, *script) as served, AgentClient(served.path) as client:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(Interrupted):
+                client.request("POST", "/a", {})
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
         assert client.request("GET", "/b") == (200, {"n": 2})
 
 
