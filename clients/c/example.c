@@ -2,6 +2,7 @@
 /* The life of a sandbox from C, one step a run:
  *
  *	example reserve [KIND [UID]]
+ *	example add NETNS [INTERFACE]
  *	example attach NAME VPC [SLOT [ADDRESS [ADDRESS6]]]	a word "-" leaves that out
  *	example detach NAME [GENERATION]
  *	example release SLOT
@@ -61,6 +62,15 @@ int main(int argc, char **argv)
 			show_slot(&slot);
 			show_guest(&guest);
 		}
+	} else if (!strcmp(step, "add") && (argc == 3 || argc == 4)) {
+		int existed;
+
+		code = gnv_add_slot(&client, argv[2], word(argc, argv, 3), &slot, &guest, &existed);
+		if (!code) {
+			printf("existed=%d\n", existed);
+			show_slot(&slot);
+			show_guest(&guest);
+		}
 	} else if (!strcmp(step, "attach") && argc >= 4 && argc <= 7) {
 		struct gnv_attach_options options = {
 			.slot = word(argc, argv, 4),
@@ -96,7 +106,7 @@ int main(int argc, char **argv)
 			return 127;
 		}
 	} else {
-		fprintf(stderr, "usage: %s reserve|attach|detach|release|exec ...\n", argv[0]);
+		fprintf(stderr, "usage: %s reserve|add|attach|detach|release|exec ...\n", argv[0]);
 		return 2;
 	}
 	gnv_close(&client);

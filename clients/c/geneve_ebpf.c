@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #define NAME_LETTERS "abcdefghijklmnopqrstuvwxyz0123456789._-"
+#define INTERFACE_LETTERS NAME_LETTERS "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 #define ADDRESS_LETTERS "0123456789abcdefABCDEF:."
 
 /* Nanoseconds that an answer is looked for before the caller sleeps: being woken costs
@@ -258,6 +259,13 @@ static uint64_t number_of(struct span value)
 }
 
 /* -- HTTP */
+
+static void hang_up(struct gnv_client *client)
+{
+	if (client->fd >= 0)
+		close(client->fd);
+	client->fd = -1;
+}
 
 static int connect_to_agent(struct gnv_client *client)
 {
@@ -507,7 +515,7 @@ static int ask(struct gnv_client *client, int *status, struct span *body)
 	if (client->used > whole)
 		return broken(client, "it said more than it had announced");
 	if (!reusable)
-		gnv_close(client);
+		hang_up(client); /* and keep what came with the answer */
 	body->at = end;
 	body->end = end + length;
 	return *status >= 400 ? refused(client, *status, *body) : GNV_OK;
@@ -535,6 +543,17 @@ static int is_plain(const char *text, const char *letters)
 	size_t length = text ? strspn(text, letters) : 0;
 
 	return length && length < 64 && !text[length];
+}
+
+/* Is it an absolute path in which nothing has to be quoted in JSON? */
+static int is_plain_path(const char *text)
+{
+	if (!text || *text != '/')
+		return 0;
+	for (; *text; text++)
+		if ((unsigned char)*text < ' ' || *text == '"' || *text == '\\')
+			return 0;
+	return 1;
 }
 
 static int refuse_name(struct gnv_client *client, const char *what, const char *text)
@@ -608,9 +627,7 @@ int gnv_open(struct gnv_client *client, const char *host, int timeout_ms)
 
 void gnv_close(struct gnv_client *client)
 {
-	if (client->fd >= 0)
-		close(client->fd);
-	client->fd = -1;
+	hang_up(client);
 	drop_passed(client);
 }
 
@@ -636,6 +653,35 @@ int gnv_reserve(struct gnv_client *client, const struct gnv_reserve_options *opt
 	code = ask(client, &status, &body);
 	if (code)
 		return code;
+	if (!read_slot(body, slot) || (guest && !read_guest(body, guest)))
+		return unreadable(client);
+	return GNV_OK;
+}
+
+int gnv_add_slot(struct gnv_client *client, const char *netns, const char *interface,
+		 struct gnv_slot *slot, struct gnv_guest *guest, int *existed)
+{
+	char text[384];
+	struct span body;
+	int code, status, length;
+
+	if (!is_plain_path(netns) || strlen(netns) >= sizeof(slot->netns))
+		return fail(client, GNV_BAD_NETNS, "such as /run/netns/web, no \" and no \\ in it",
+			    "'%.80s' is no path that this client sends", netns ? netns : "");
+	if (interface && !is_plain(interface, INTERFACE_LETTERS))
+		return fail(client, GNV_BAD_REQUEST, "such as eth0",
+			    "'%.80s' is not an interface's name", interface);
+	length = snprintf(text, sizeof(text), "{\"netns\":\"%s\"", netns);
+	if (interface)
+		length += snprintf(text + length, sizeof(text) - (size_t)length,
+				   ",\"interface\":\"%s\"", interface);
+	snprintf(text + length, sizeof(text) - (size_t)length, "}");
+	request(client, "POST", "/v1/slots", text);
+	code = ask(client, &status, &body);
+	if (code)
+		return code;
+	if (existed)
+		*existed = status == 200;
 	if (!read_slot(body, slot) || (guest && !read_guest(body, guest)))
 		return unreadable(client);
 	return GNV_OK;

@@ -160,6 +160,13 @@ void gnv_close(struct gnv_client *client);
 int gnv_reserve(struct gnv_client *client, const struct gnv_reserve_options *options,
 		struct gnv_slot *slot, struct gnv_guest *guest);
 
+/* Make a reserved slot in a network namespace of the caller's, at that path. interface: what it
+ * is called in there; NULL is eth0. Safe to repeat: *existed then says that it was there before,
+ * and it may be attached. guest and existed may be NULL.
+ */
+int gnv_add_slot(struct gnv_client *client, const char *netns, const char *interface,
+		 struct gnv_slot *slot, struct gnv_guest *guest, int *existed);
+
 /* Give a reserved slot back; it is destroyed. */
 int gnv_release(struct gnv_client *client, const char *slot);
 

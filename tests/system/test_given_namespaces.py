@@ -24,6 +24,7 @@ from tests.kinds import empty, states
 from tests.nodes import PREFIX, eventually, ping
 from tests.patience import PATIENCE
 
+ROOT = Path(__file__).parents[2]
 SLOTS = 2
 SLOT_PROCESS = "geneve_ebpf.agent.slot_process"
 
@@ -424,3 +425,25 @@ def test_a_cordoned_node_makes_none(node: Node, netns: Path) -> None:
     finally:
         geneve(node, "node", "uncordon")
     assert untouched(node, netns)
+
+
+def test_one_is_brought_and_attached_from_c(node: Node, netns: Path, tmp_path: Path) -> None:
+    """By clients/c, against a real agent; asked again it says that it existed."""
+    made = ["make", "-s", "-C", ROOT / "clients" / "c", f"BUILD={tmp_path}"]
+    subprocess.run(made, check=True, timeout=120)
+
+    def example(*words: str) -> dict[str, str]:
+        done = subprocess.run(
+            [tmp_path / "example", *words], env=node.environment(),
+            capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+    said = [example("add", str(netns), "net1") for _ in range(2)]
+    own = example("attach", "box", "blue", said[0]["slot"])
+
+    assert [one["existed"] for one in said] == ["0", "1"]
+    assert said[0]["slot"] == said[1]["slot"] == own["slot"]
+    assert said[0]["netns"] == str(netns)
+    assert interfaces(netns) == {"lo", "net1"}
+    assert own["guest_address"] in addresses(netns, "net1")

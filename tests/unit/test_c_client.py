@@ -148,6 +148,26 @@ def test_an_answer_is_read_whatever_pieces_it_comes_in(ask):
     assert asked.endswith(b'\r\n\r\n{"kind":"tap","owner":4294967294}')
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "body", "existed"),
+    [
+        ((), "201 Created", b'{"netns":"/run/netns/w\xc3\xa9b"}', "0"),
+        (("A_0.b-c",), "200 OK", b'{"netns":"/run/netns/w\xc3\xa9b","interface":"A_0.b-c"}', "1"),
+    ],
+)
+def test_a_namespace_is_brought_and_it_is_said_whether_its_slot_is_new(
+    ask, words, status, body, existed
+):
+    """The interface is named if it has another name than eth0."""
+    done, asked = ask("add", "/run/netns/w\u00e9b", *words, pieces=[answer(SLOT, status)])
+
+    assert done.stderr == ""
+    said = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert (said["existed"], said["slot"], said["guest_mtu"]) == (existed, "slot-7", "1450")
+    assert asked.startswith(b"POST /v1/slots HTTP/1.1\r\n")
+    assert asked.endswith(b"\r\n\r\n" + body)
+
+
 def test_a_refusal_keeps_its_code_its_words_and_its_hint(ask):
     """A code that may be retried says so."""
     error = {"code": "no_slot", "message": "no \u201cslot\u201d", "hint": "wait", "retryable": True}
@@ -222,6 +242,12 @@ def test_a_body_that_is_not_what_was_asked_for_is_named_so(ask, body):
         (("release", ""), "bad_name"),
         (("reserve", "tap?"), "bad_name"),
         (("exec", "slot/1", "true"), "bad_name"),
+        (("add", 'run/netns/web'), "bad_netns"),
+        (("add", '/run/netns/"'), "bad_netns"),
+        (("add", "/run/netns/\\"), "bad_netns"),
+        (("add", "/run/netns/\n"), "bad_netns"),
+        (("add", "/" + "a" * 256), "bad_netns"),
+        (("add", "/run/netns/web", "eth/0"), "bad_request"),
     ],
 )
 def test_what_would_need_quoting_is_refused_before_it_is_sent(example, words, code):
@@ -303,6 +329,14 @@ def test_a_descriptor_that_is_of_no_use_is_closed(ask, words, pieces, count, cod
 
     assert done.stderr.partition(":")[0] == code
     assert said == b""
+
+
+def test_a_tap_stays_when_the_agent_closes_the_connection(ask):
+    """It has come by then, though there will be no other answer."""
+    last = answer({"slot": "slot-1", "tap": "tap0"}, head="Connection: close\r\n")
+    done, _, said = passing(ask, "exec", "slot-1", sys.executable, "-c", SAYS, pieces=[last])
+
+    assert (done.returncode, done.stderr, said) == (0, "", b"here")
 
 
 def test_all_descriptors_but_the_first_are_closed(ask):
