@@ -38,7 +38,12 @@ if TYPE_CHECKING:
     from geneve_ebpf.agent.server import Server
 
 HEAD_MAX = 32 << 10  # bytes of request line and header fields
-WAITING_MAX = 256  # requests of one connection that are read and not answered
+# Requests of one connection that are read and not begun, and bytes of their bodies: with so many
+# it is not read from.
+WAITING_MAX, WAITING_BYTES_MAX = 256, 64 << 10
+# A body of more bytes is large; the large ones of all connections have so much room together,
+# from their first byte to their answer.
+LARGE, LARGE_BYTES_MAX = 64 << 10, 256 << 20
 LINGER = 1.0  # seconds that a refused peer may go on sending
 PART_TIMEOUT = 30.0  # seconds that a request may stay half-sent
 PASS_TIMEOUT = 5.0  # seconds that a peer has to make room for an answer with a descriptor
@@ -87,17 +92,21 @@ class Connection(asyncio.Protocol):
         self._started = 0  # when the request that is being read began; 0 between two
         self._closing = False  # nothing more is read
         self._target = b""
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._body: bytes | bytearray = b""  # what has come of it
+        self._announced = 0  # bytes that the body is to have
+        self._size = 0  # bytes that have come
         self._head_size = 0
         self._in_head = True
         self._limit = 0
         self._expects = False
         self._waiting: deque[tuple[Request, bool]] = deque()
+        self._waiting_bytes = 0  # of their bodies
+        self._in_work = 0  # bytes of the body of what is being answered, if it is a large one
         self._working: asyncio.Task[None] | None = None
         self._patient = False  # what is waited for may be cancelled
         self._fields = NO_FIELDS
         self._paused_by_peer = False
+        self._paused_by_us = False  # it asks faster than it is answered
         self._room: asyncio.Event | None = None  # a stream waits for it while the peer is slow
         self._refusal: GeneveError | None = None
 
@@ -123,7 +132,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
         self._closing = True
-        self._waiting.clear()
+        self._drop_waiting()
+        self._drop_body()
         self._transport = None
         if self._working is not None and self._patient:
             self._working.cancel()
@@ -182,8 +192,7 @@ class Connection(asyncio.Protocol):
     # From the parser
 
     def on_message_begin(self) -> None:
-        self._parts.clear()
-        self._size = 0
+        self._announced = 0
         self._target = b""
         self._expects = False
         self._fields = NO_FIELDS
@@ -197,7 +206,7 @@ class Connection(asyncio.Protocol):
         if len(name) == 6 and name.lower() == b"expect":
             self._expects = value.lower() == b"100-continue"
         elif len(name) == 14 and name.lower() == b"content-length":
-            self._size = int(value) if value.isdigit() else 0
+            self._announced = int(value) if value.isdigit() else 0
         elif len(name) in KEPT_LENGTHS and (key := name.lower()) in KEPT:
             if self._fields is NO_FIELDS:
                 self._fields = {}
@@ -207,17 +216,28 @@ class Connection(asyncio.Protocol):
         self._in_head = False
         self._head_size = 0
         self._limit = self._server.handler.body_limit(self._target)
-        announced, self._size = self._size, 0
-        if announced > self._limit:
+        if self._announced > self._limit:
             self._stop_parsing(_too_large("the body", self._limit))
         if self._expects and self._transport is not None and not self.busy:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        self._size += len(body)
-        if self._size > self._limit:
+        if self._closing:
+            return
+        before = self._size
+        self._size = size = before + len(body)
+        if not before:
+            self._body = body
+        elif isinstance(self._body, bytearray):
+            self._body += body
+        else:  # not a list of parts: the smallest ones would take fifty times their size
+            self._body = bytearray(self._body) + body
+        if size > LARGE:
+            self._server.large_bytes += _large(size) - _large(before)
+            if self._server.large_bytes > LARGE_BYTES_MAX:
+                self._stop_parsing(_no_room())
+        if size > self._limit:
             self._stop_parsing(_too_large("the body", self._limit))
-        self._parts.append(body)
 
     def on_message_complete(self) -> None:
         self._started = 0
@@ -225,21 +245,21 @@ class Connection(asyncio.Protocol):
         self._head_size = 0
         if self._parser.should_upgrade() or self._closing:
             return  # feed_data raises for the former
-        parts = self._parts
         fields, traces = self._fields, self._server.traces
         request = Request(
             self._parser.get_method().decode("ascii"),
             self._target.decode("latin-1"),
-            parts[0] if len(parts) == 1 else b"".join(parts),
+            bytes(self._body),
             self._peer,
             self._received,
             traces.next() if fields is NO_FIELDS else traces.of(fields.get(TRACEPARENT, "")),
             fields,
         )
-        self._parts = []
+        self._body, self._size = b"", 0
         keep = self._parser.should_keep_alive() and not self._server.stopping
         if self._working is not None:
             self._waiting.append((request, keep))
+            self._waiting_bytes += len(request.body)
             self._read_on_or_not()
             return
         self._begin(request, keep)
@@ -259,18 +279,51 @@ class Connection(asyncio.Protocol):
             keep = False
         else:
             answer = self._server.handler.handle(request)
+        size = len(request.body)
+        self._in_work = size if size > LARGE else 0
         if isinstance(answer, Answer):
             self._send(request, answer, keep)
+            if self._in_work:
+                self._end_work()
         else:
             self._patient = isinstance(answer, Patient)
             self._working = asyncio.ensure_future(self._work(request, answer, keep))
+            self._working.add_done_callback(self._never_begun)
+
+    def _end_work(self) -> None:
+        """A request is answered, or never will be: its body takes no room any more."""
+        self._server.large_bytes -= self._in_work
+        self._in_work = 0
+
+    def _never_begun(self, task: asyncio.Task[None]) -> None:
+        if self._working is task:  # cancelled before its first step: `_work` saw nothing of it
+            self._end_work()
+
+    def _next(self) -> tuple[Request, bool]:
+        """The next request that waits, which is worked on from now on instead of the last one."""
+        request, keep = self._waiting.popleft()
+        self._waiting_bytes -= len(request.body)
+        self._end_work()
+        self._in_work = _large(len(request.body))
+        return request, keep
+
+    def _drop_waiting(self) -> None:
+        """Forget what was read and not begun."""
+        self._server.large_bytes -= sum(_large(len(one.body)) for one, _ in self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _drop_body(self) -> None:
+        """Forget what has come of the request that is being read."""
+        self._server.large_bytes -= _large(self._size)
+        self._body, self._size = b"", 0
 
     async def _work(self, request: Request, awaitable: Awaitable[Answer], keep: bool) -> None:
         """Wait for one answer, then go through what has come in meanwhile."""
         try:
             await self._deliver(request, await awaitable, keep)
             while self._waiting:
-                request, keep = self._waiting.popleft()
+                request, keep = self._next()
                 answer = self._server.handler.handle(request)
                 if not isinstance(answer, Answer):
                     self._patient = isinstance(answer, Patient)
@@ -278,7 +331,8 @@ class Connection(asyncio.Protocol):
                 await self._deliver(request, answer, keep)
         except BaseException as error:
             # Part of the answer may be out: a close in the middle is what says so.
-            self._waiting.clear()
+            self._end_work()
+            self._drop_waiting()
             self._working = None
             self.close()
             if not isinstance(error, Exception):
@@ -288,6 +342,7 @@ class Connection(asyncio.Protocol):
                 uid=request.peer.uid, pid=request.peer.pid, trace=request.trace,
             )  # fmt: skip
             return
+        self._end_work()
         self._working = None
         self._read_on_or_not()
         if self._refusal is not None:
@@ -370,7 +425,7 @@ class Connection(asyncio.Protocol):
         self._server.stay_awake()
         if not keep:
             self._closing = True
-            self._waiting.clear()
+            self._drop_waiting()
             if linger:
                 transport.write_eof()
             else:
@@ -385,6 +440,7 @@ class Connection(asyncio.Protocol):
         """Answer with an error after all that went before, and close."""
         self._closing = True
         self._refusal = error
+        self._drop_body()
         if self._working is not None:
             return  # _work comes back here when the answers before it are out
         self._started = 0
@@ -404,7 +460,9 @@ class Connection(asyncio.Protocol):
 
     def refuse_if_slow(self, now: int) -> None:
         """Close if a request began PART_TIMEOUT before now (perf_counter_ns) and is not whole."""
-        if self._started and self._started < now - PART_TIMEOUT * 1e9 and not self._closing:
+        if self._closing or self._paused_by_us:
+            return
+        if self._started and self._started < now - PART_TIMEOUT * 1e9:
             self._refuse(
                 GeneveError(
                     Code.BAD_REQUEST,
@@ -423,7 +481,11 @@ class Connection(asyncio.Protocol):
         """Stop reading from a peer that does not read, or asks faster than it is answered."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self._paused_by_peer or len(self._waiting) >= WAITING_MAX:
+        many = len(self._waiting) >= WAITING_MAX or self._waiting_bytes >= WAITING_BYTES_MAX
+        if self._paused_by_us and not many and self._started:
+            self._started = perf_counter_ns()  # the peer could not send on before
+        self._paused_by_us = many
+        if self._paused_by_peer or many:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
@@ -441,6 +503,19 @@ def pass_on(transport: asyncio.Transport, byte: bytes, descriptor: Descriptor) -
             )
             return True
     return False
+
+
+def _large(size: int) -> int:
+    """What a body of so many bytes takes of the room for large ones."""
+    return size if size > LARGE else 0
+
+
+def _no_room() -> GeneveError:
+    return GeneveError(
+        Code.BUSY,
+        f"requests of {LARGE_BYTES_MAX} bytes are here already",
+        hint="nothing was changed; try again when others have been answered",
+    )
 
 
 def _too_large(what: str, limit: int) -> GeneveError:

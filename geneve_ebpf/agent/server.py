@@ -27,6 +27,7 @@ class Server:
         self.log = log
         self.group = group
         self.connections: set[Connection] = set()
+        self.large_bytes = 0  # of the large bodies that connections hold
         self.traces = Traces()
         self.stopping = False
         self._awake = False

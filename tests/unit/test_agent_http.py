@@ -26,12 +26,15 @@ LIMIT = 100_000
 
 
 class Echo:
-    """Answers with method, target and size of the body; /slow takes a moment, others fail."""
+    """Answers with method, target and size of the body; /slow takes a moment, /gate until it
+    is opened, others fail."""
 
     def handle(self, request):
         body = json.dumps([request.method, request.target, len(request.body)]).encode()
         if request.target == "/slow":
             return self.later(Answer(200, body))
+        if request.target == "/gate":
+            return self.through_the_gate(Answer(200, body))
         if request.target == "/fails":
             return self.failing()
         if request.target == "/stream-fails":
@@ -55,10 +58,15 @@ class Echo:
     def __init__(self):
         self.pipes = []  # the other ends of what was passed on
         self.done = []
+        self.gate = asyncio.Event()
 
     async def later(self, answer, wait=0.05):
         if wait:
             await asyncio.sleep(wait)
+        return answer
+
+    async def through_the_gate(self, answer):
+        await self.gate.wait()
         return answer
 
     async def failing(self):
@@ -96,7 +104,12 @@ class Running:
             listener.close()
             await self.server.stop()
 
+    def open_gate(self):
+        """Have /gate answered."""
+        self.loop.call_soon_threadsafe(self.echo.gate.set)
+
     def close(self):
+        self.open_gate()
         self.loop.call_soon_threadsafe(self.stop.set)
         self.thread.join(10)
 
@@ -346,6 +359,111 @@ def test_a_peer_that_never_reads_is_not_read_from(connect, running):
 
     assert sent < 10_000_000
     assert bodies(connection.recv(65536)) == [(200, ["GET", "/x", 0])]
+
+
+def put(target, size):
+    return b"PUT %b HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (target, size, bytes(size))
+
+
+def settles(running, value):
+    """Does what large bodies take come to be so much?"""
+    deadline = time.monotonic() + 10
+    while running.server.large_bytes != value and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return running.server.large_bytes == value
+
+
+def test_large_bodies_of_all_connections_have_room_together(running, connect, monkeypatch):
+    """Read, waiting or in work. Who comes when it is full is to come again; small ones pass."""
+    monkeypatch.setattr(http, "LARGE", 1000)
+    monkeypatch.setattr(http, "LARGE_BYTES_MAX", 10_000)
+    half, working, late, small = connect(), connect(), connect(), connect()
+    half.sendall(put(b"/x", 4000)[:-1000])
+    assert settles(running, 3000)
+    working.sendall(put(b"/gate", 4000) + put(b"/x", 2000))
+    assert settles(running, 9000)
+
+    late.sendall(put(b"/x", 2000))
+    refused = bodies(until_closed(late))
+    assert [(status, body["error"]["code"]) for status, body in refused] == [(429, "busy")]
+    small.sendall(put(b"/x", 900) + put(b"/x", 1000) + b"GET /y HTTP/1.1\r\n" + CLOSE)
+    assert [status for status, _ in bodies(until_closed(small))] == [200, 200, 200]
+
+    running.open_gate()
+    half.close()
+    assert settles(running, 0)
+    working.sendall(b"GET /y HTTP/1.1\r\n" + CLOSE)
+    assert [body for _, body in bodies(until_closed(working))] == [
+        ["PUT", "/gate", 4000], ["PUT", "/x", 2000], ["GET", "/y", 0]
+    ]  # fmt: skip
+
+
+def test_a_large_body_takes_its_room_until_it_is_answered(running, connect, monkeypatch):
+    """Also when whoever sent it has gone, or what it asked for has failed."""
+    monkeypatch.setattr(http, "LARGE", 1000)
+    gone = connect()
+    gone.sendall(put(b"/gate", 4000) + put(b"/x", 2000))
+    assert settles(running, 6000)
+    gone.close()
+    running.open_gate()
+    assert settles(running, 0)
+
+    last = connect()
+    last.sendall(put(b"/slow", 4000).replace(b"\r\n\r\n", b"\r\n" + CLOSE) + put(b"/x", 2000))
+    assert len(bodies(until_closed(last))) == 1
+    assert settles(running, 0)
+
+    failing = connect()
+    failing.sendall(put(b"/fails", 4000) + put(b"/x", 2000))
+    assert until_closed(failing) == b""
+    assert settles(running, 0)
+
+
+def test_bodies_that_wait_stop_the_reading(running, connect, monkeypatch):
+    """A few bytes of them, and what came in the same piece; nothing of it is lost."""
+    monkeypatch.setattr(http, "WAITING_BYTES_MAX", 1000)
+    connection = connect()
+    connection.sendall(put(b"/gate", 0))
+    sent = b"".join(put(b"/%d" % number, 50_000) for number in range(100))
+    sent += b"GET / HTTP/1.1\r\n" + CLOSE
+    sender = threading.Thread(target=connection.sendall, args=(sent,))
+    sender.start()
+    sender.join(0.3)
+    held = sum(one._waiting_bytes for one in list(running.server.connections))
+
+    assert sender.is_alive()
+    assert 1000 <= held < 2_000_000
+    running.open_gate()
+    answers = bodies(until_closed(connection))
+    sender.join(10)
+    assert [body[1] for _, body in answers] == ["/gate", *(f"/{n}" for n in range(100)), "/"]
+
+
+def test_who_is_not_read_from_is_not_slow(running, connect, monkeypatch):
+    """Its request is half-sent because the ones before it wait for their answers."""
+    monkeypatch.setattr(http, "WAITING_BYTES_MAX", 1000)
+    connection = connect()
+    connection.sendall(put(b"/gate", 0) + put(b"/x", 2000) + put(b"/y", 2000)[:-1])
+    while not any(one._paused_by_us for one in list(running.server.connections)):
+        time.sleep(0.001)
+    monkeypatch.setattr(http, "PART_TIMEOUT", 0)
+    running.loop.call_soon_threadsafe(running.server.sweep)
+    monkeypatch.setattr(http, "PART_TIMEOUT", 30)
+
+    running.open_gate()
+    connection.sendall(b"\0" + b"GET / HTTP/1.1\r\n" + CLOSE)
+    assert [status for status, _ in bodies(until_closed(connection))] == [200] * 4
+
+
+def test_a_body_in_the_smallest_pieces_takes_no_more_than_its_size(connect):
+    """Chunks of two bytes."""
+    connection = connect()
+    connection.sendall(
+        b"PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
+        + CLOSE.replace(b"\r\n\r\n", b"\r\n\r\n" + b"2\r\nab\r\n" * 40_000 + b"0\r\n\r\n")
+    )
+
+    assert bodies(until_closed(connection)) == [(200, ["PUT", "/x", 80_000])]
 
 
 def test_others_than_root_and_the_group_are_refused(tmp_path):
