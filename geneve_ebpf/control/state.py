@@ -220,15 +220,14 @@ class DesiredState:
                 hint=f"choose another prefix, or another {_guest_key(route.prefix)} for the node",
                 field="prefix",
             )
-        if route.prefix.version == 6:
-            for other in NOT_UNICAST:
-                if _inside(route.prefix, other):
-                    raise GeneveError(
-                        Code.BAD_PREFIX,
-                        f"{route.prefix} is in {other}, where no sandbox can have an address",
-                        hint=f"a unicast prefix, such as {EXAMPLE[6]}",
-                        field="prefix",
-                    )
+        for other in NOT_UNICAST:
+            if _inside(route.prefix, other):
+                raise GeneveError(
+                    Code.BAD_PREFIX,
+                    f"{route.prefix} is in {other}, where no sandbox can have an address",
+                    hint=f"a unicast prefix, such as {EXAMPLE[route.prefix.version]}",
+                    field="prefix",
+                )
         if route.kind is RouteKind.REMOTE:
             if route.vtep is None:
                 raise GeneveError(

@@ -88,6 +88,10 @@ def test_a_vpc_that_differs_says_where(state):
         (remote("169.254.77.2/32"), Code.PREFIX_OVERLAPS_GUEST),
         (remote("169.254.77.0/30"), Code.PREFIX_OVERLAPS_GUEST),
         (remote("fd67:6e76:77::2/128"), Code.PREFIX_OVERLAPS_GUEST),
+        (remote("0.0.0.0/8"), Code.BAD_PREFIX),
+        (remote("127.0.0.1/32"), Code.BAD_PREFIX),
+        (remote("224.0.0.0/4"), Code.BAD_PREFIX),
+        (remote("255.255.255.255/32"), Code.BAD_PREFIX),
         (remote("fe80::1/128"), Code.BAD_PREFIX),
         (remote("ff00::/8"), Code.BAD_PREFIX),
         (Route("blue", IPv4Network("10.0.1.0/24"), RouteKind.LOCAL, FAR), Code.BAD_REQUEST),
@@ -111,10 +115,19 @@ def test_a_route_that_breaks_a_rule_is_refused(state, route, code):
 
 
 @pytest.mark.parametrize(
-    "prefix", ["0.0.0.0/0", "169.254.0.0/16", "169.254.77.4/30", "::/0", "fd67:6e76:77::/64"]
+    "prefix",
+    [
+        "0.0.0.0/0",
+        "0.0.0.0/1",
+        "128.0.0.0/1",
+        "169.254.0.0/16",
+        "169.254.77.4/30",
+        "::/0",
+        "fd67:6e76:77::/64",
+    ],
 )
-def test_a_route_may_be_wider_than_the_guests_range(state, prefix):
-    """A default route contains it, and is right."""
+def test_a_route_may_be_wider_than_what_no_sandbox_can_have(state, prefix):
+    """A default route contains it, and is right; so are its two halves."""
     state.check_route(remote(prefix))
 
 
