@@ -86,7 +86,7 @@ class Node:
         self._attached_log = attached_log
         self._later = later
         self.activity = Activity(dataplane.counters, time.time)
-        # Attached before a reboot, or before their node vanished, and not seen to since.
+        # Were attached and went without being detached, and nobody has seen to them since.
         self.lost: list[Lost] = []
         self._attachments: dict[str, Attachment] = {}
         self._prober: Prober | None = None  # made when it is first asked for
@@ -263,9 +263,7 @@ class Node:
             attachments = self.dataplane.attach_many(wanted) if wanted else []
         except BaseException as error:
             self.pool.put_back(places[: len(wanted)])
-            for _, _, endpoint in wanted:
-                for one in endpoint.addresses:
-                    book.give_back(one)
+            book.untake(one for _, _, endpoint in wanted for one in endpoint.addresses)
             if isinstance(error, GeneveError):
                 return [], [], Timing(0, 0, 0, 0)
             raise

@@ -124,6 +124,14 @@ class AddressBook:
         """The sandbox is detached; its address rests. Returns until when, on the clock."""
         return self._part(address).give_back(int(address))
 
+    def untake(self, addresses: Iterable[Address]) -> None:
+        """Those that were taken just now were nobody's after all: they are as they were before."""
+        found: dict[int, set[int]] = {4: set(), 6: set()}
+        for one in addresses:
+            found[one.version].add(int(one))
+        self.v4.untake(found[4])
+        self.v6.untake(found[6])
+
     def rest(self, sandbox: str, address: Address, until: float) -> None:
         """Keep the address from other sandboxes until then."""
         self._part(address).rest(sandbox, int(address), until)

@@ -126,6 +126,19 @@ class Addresses(Generic[A]):
         self.rest(self.in_use.pop(number), number, until)
         return until
 
+    def untake(self, numbers: set[int]) -> None:
+        """See `AddressBook.untake`."""
+        self._expire()
+        # One that had rested was its last owner's to take, and rests on for him.
+        ends = {number: until for until, number in self._rest_order if number in numbers}
+        for number in numbers:
+            sandbox = self.in_use.pop(number)
+            if number in ends:
+                self._resting[number] = (sandbox, ends[number])
+                self._resting_of.setdefault(sandbox, number)
+            elif number < self._cursor:
+                heappush(self._freed, number)
+
     def rest(self, sandbox: str, number: int, until: float) -> None:
         """See `AddressBook.rest`."""
         self._resting[number] = (sandbox, until)

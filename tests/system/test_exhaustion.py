@@ -380,12 +380,20 @@ def test_a_full_map_refuses_an_attach_and_nothing_else(bench: Bench) -> None:
         assert bench.ask.code("PUT", "/v1/sandboxes/three", dual) == "map_full"
         table.set(others[0], nobody)
         assert bench.ask.code("PUT", "/v1/sandboxes/three", {"vpc": "blue"}) == "map_full"
+        row = {"attach": [{"sandbox": f"row-{number}", "vpc": "blue"} for number in (1, 2)]}
+        results = bench.ask.must("POST", "/v1/sandboxes:batch", row)["results"]
+        assert [one["error"]["code"] for one in results] == ["map_full"] * 2
         assert table.count() == table.max_entries
         assert bench.whole()
         assert bench.talks()
     finally:
         table.remove_many(others)
         plane.close()
+    # What the row was refused was nobody's: it need not rest.
+    for number in range(2, 100):
+        asked_for = {"vpc": "blue", "address": f"10.0.0.{number}", "slot": "slot-999999"}
+        _, answer = bench.ask.ask("PUT", "/v1/sandboxes/three", asked_for)
+        assert "row-" not in answer["error"]["message"]
     bench.ask.must("PUT", "/v1/sandboxes/three", dual)
     bench.ask.must("DELETE", "/v1/sandboxes/three")
     assert eventually(bench.whole, 30 * PATIENCE), problems(bench)

@@ -226,6 +226,25 @@ def test_both_addresses_rest_and_come_back_to_their_sandbox(dual, clock):
     assert attach(dual, "d") == "10.0.0.5 fd00:1::1"
 
 
+def test_what_was_taken_in_vain_is_as_it_was_before(dual, clock):
+    """Free where it was free; resting for its last owner, until the same time, where it rested."""
+    attach(dual, "a")
+    for address in ("10.0.0.2", "fd00:1::1"):
+        dual.give_back(ip_address(address))
+    clock.now += REST / 2
+    before = dual.resting()
+
+    row = dual.take_some(["a", "b"])
+    assert len(row) == 2
+    dual.untake(address for both in row for address in both)
+
+    assert dual.resting() == before
+    assert not dual.sandboxes()
+    assert refusal(dual, "b", "10.0.0.2") is Code.ADDRESS_RESTING
+    assert attach(dual, "b") == "10.0.0.3 fd00:1::2"
+    assert attach(dual, "a") == "10.0.0.2 fd00:1::1"
+
+
 def test_one_family_used_up_is_said_and_not_hidden(clock):
     """Half a sandbox would be found out much later."""
     book = AddressBook(REST, clock)
@@ -385,6 +404,11 @@ class AgainstModel(RuleBasedStateMachine):
         self.book.take(sandbox, address)
         self.attached[sandbox] = address
         self.resting.pop(address, None)
+
+    @rule(sandboxes=st.lists(sandboxes, unique=True, max_size=4))
+    def attach_some_in_vain(self, sandboxes):
+        row = self.book.take_some([one for one in sandboxes if one not in self.attached])
+        self.book.untake(one for both in row for one in both if one is not None)
 
     @rule(sandbox=sandboxes)
     def detach(self, sandbox):
