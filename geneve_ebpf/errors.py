@@ -57,7 +57,10 @@ class Code(Enum):
     BAD_CONFIG = Meaning(400, Exit.USAGE, False, "the agent's configuration is wrong")
     ADDRESS_OUTSIDE_VPC = Meaning(400, Exit.USAGE, False, "the address is in no prefix of the VPC")
     ADDRESS_RESERVED = Meaning(
-        400, Exit.USAGE, False, "the address is a prefix's network, gateway or broadcast address"
+        400,
+        Exit.USAGE,
+        False,
+        "the address is a prefix's network, gateway or broadcast address, or in IPv6 its first",
     )
     PREFIX_OVERLAPS_GUEST = Meaning(
         400, Exit.USAGE, False, "the prefix overlaps the guest's own range"

@@ -49,7 +49,7 @@ class Desired:
     ) -> None:  # fmt: skip
         """rest: seconds a freed address rests; now: the clock that is measured by."""
         self.state = state
-        # VPCs that a change under way takes away or alters: no attach meanwhile.
+        # VPCs that a change under way adds, alters or takes away: no attach meanwhile.
         self.closing: frozenset[str] = frozenset()
         # Found in the maps though the store is new: kept until a whole state is set.
         self.unclaimed_routes: dict[Key, Route] = {}

@@ -158,9 +158,9 @@ def _operations(counts: dict[str, int]) -> list[tuple[str, object]]:
 
 
 def _lost(sandboxes: list[str]) -> str:
-    """Whom a reboot has ended."""
+    """Who went without being detached: with the machine, the node or a namespace."""
     more = f" and {len(sandboxes) - 5} more" if len(sandboxes) > 5 else ""
-    return f"{len(sandboxes)} sandboxes in a reboot: {', '.join(sandboxes[:5])}{more}"
+    return f"{len(sandboxes)} sandboxes, not detached: {', '.join(sandboxes[:5])}{more}"
 
 
 def _status(wait: float) -> tuple[GeneveError | None, dict[str, Any]]:

@@ -32,7 +32,7 @@ LOST = Metric(
     "geneve_ebpf_sandboxes_lost",
     "gauge",
     (),
-    "Sandboxes that were attached before the machine was started anew, and are not any more.",
+    "Sandboxes that were attached and went without being detached, and nobody has seen to.",
 )
 WAITING = Metric(
     "geneve_ebpf_requests_waiting", "gauge", (), "Attaches that wait for their turn in the agent."

@@ -468,7 +468,7 @@ def test_what_a_reboot_ends_is_named_and_the_node_starts_clean(bench):
     assert {(one["sandbox"], one["vpc"], one["vni"]) for one in lost} == {
         ("one", "blue", 100), ("two", "blue", 100),
     }  # fmt: skip
-    assert "2 sandboxes in a reboot: one, two" in geneve(bench.node, "node", "status").stdout
+    assert "2 sandboxes, not detached: one, two" in geneve(bench.node, "node", "status").stdout
     # A reader of the last agent's events is told that it has missed some.
     assert bench.agent.code("GET", f"/v1/events?since={last}") == "events_gone"
     # They are not forgotten with the agent that has told of them.
