@@ -54,6 +54,9 @@ class Code(Enum):
     BAD_NETNS = Meaning(
         400, Exit.USAGE, False, "the path is no network namespace that a slot can be made in"
     )
+    BAD_INTERFACE = Meaning(
+        400, Exit.USAGE, False, "the interface is no veth that can be a slot's as it is"
+    )
     BAD_CONFIG = Meaning(400, Exit.USAGE, False, "the agent's configuration is wrong")
     ADDRESS_OUTSIDE_VPC = Meaning(400, Exit.USAGE, False, "the address is in no prefix of the VPC")
     ADDRESS_RESERVED = Meaning(

@@ -79,7 +79,8 @@ extern "C" {
 	X(54, DEADLINE_EXCEEDED, deadline_exceeded, 1) \
 	X(55, TAP_BUSY, tap_busy, 1) \
 	X(56, BAD_NETNS, bad_netns, 0) \
-	X(57, INTERFACE_EXISTS, interface_exists, 0)
+	X(57, INTERFACE_EXISTS, interface_exists, 0) \
+	X(58, BAD_INTERFACE, bad_interface, 0)
 
 enum gnv_code {
 	GNV_OK = 0,

@@ -48,6 +48,7 @@ class AddSlot(Body):
 
     netns: str  # path of a namespace that the caller made
     interface: str = GUEST_INTERFACE  # to be made in there
+    existing: bool = False  # it is there: the end of a veth, which becomes the slot's
 
 
 class BatchAttach(Body):

@@ -48,18 +48,19 @@ class Reservations:
         return place
 
     async def add(
-        self, netns: str, interface: str, added: Callable[[Place], object]
+        self, netns: str, interface: str, existing: bool, added: Callable[[Place], object]
     ) -> tuple[Place, bool]:
         """A reserved slot in a namespace that others made, and whether it is new.
 
-        added: called with one that is new, even if nobody waits for it any more. Of one
-        interface in one namespace there is one slot, whoever asks how often. Raises BAD_NETNS,
-        INTERFACE_EXISTS, BUSY, NODE_CORDONED, NO_SLOT; then nothing is left, unless the last
-        says that the slot process does not answer: it may do it yet.
+        existing: the interface is there, too, and becomes the slot's. added: called with one that
+        is new, even if nobody waits for it any more. Of one interface in one namespace there is
+        one slot, whoever asks how often. Raises BAD_NETNS, BAD_INTERFACE, INTERFACE_EXISTS, BUSY,
+        NODE_CORDONED, NO_SLOT; then nothing is left, unless the last says that the slot process
+        does not answer: it may do it yet.
         """
         check_interface(interface)
         self._intake.check()
-        index, asked = self._pool.give(netns, interface)
+        index, asked = self._pool.give(netns, interface, existing=existing)
 
         def tell(_: object) -> None:
             made = self._pool.handed_out(index)

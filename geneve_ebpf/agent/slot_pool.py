@@ -159,7 +159,9 @@ class SlotPool(Stock):
             details={"retry_after_s": self.refill.seconds_for(1)},
         )
 
-    def give(self, netns: str, interface: str) -> tuple[int, asyncio.Future[Answered]]:
+    def give(
+        self, netns: str, interface: str, *, existing: bool = False
+    ) -> tuple[int, asyncio.Future[Answered]]:
         """Have a slot made in a namespace of others', for whoever asks. Raises NO_SLOT.
 
         Its index, and what comes of it; `content` has the index of the slot that is there
@@ -172,7 +174,7 @@ class SlotPool(Stock):
                 hint="place it elsewhere",
             )
         index = self._begin(SlotKind.NAMESPACE)
-        asked = self.asks.begin("give", index, netns=netns, interface=interface)
+        asked = self.asks.begin("give", index, netns=netns, interface=interface, existing=existing)
         asked.add_done_callback(partial(self._given, self._places[index]))
         return index, asked
 

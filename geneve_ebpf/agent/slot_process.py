@@ -11,7 +11,7 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"op": "number", "indexes": [N], "addresses": ["…"]}
     {"op": "own", "indexes": [N], "kind": "tap"|"host-tap", "owner": UID}
     {"op": "open", "indexes": [N], "kind": "tap"|"host-tap"}
-    {"op": "give", "indexes": [N], "netns": "PATH", "interface": "NAME"}
+    {"op": "give", "indexes": [N], "netns": "PATH", "interface": "NAME", "existing": true|false}
     {"event": "ready", "slots": [[INDEX, IFINDEX], …], "us": N}
     {"event": "gone", "indexes": [N, …]}
     {"event": "lost", "index": N}
@@ -29,8 +29,9 @@ made, turns out to have no interface any more: somebody deleted it, or the names
 "answered" says what became of what is asked about one slot: "number" gives eth0 in a namespace its
 VPC addresses in place of what every slot has, "own" gives a tap to a user, "open" opens one, whose
 descriptor passes with the answer's line, "give" makes a reserved slot in a namespace that others
-made, or finds the one that is there. "uplinks" comes at the start and when an uplink went, came
-back, changed its MTU or whether it merges; eth0 in every slot follows, a few slots at a time.
+made, of an interface that is there already or a new one, or finds the slot that is there. "uplinks"
+comes at the start and when an uplink went, came back, changed its MTU or whether it merges; eth0 in
+every slot follows, a few slots at a time.
 
 When the agent goes, so does this process, whatever it is doing: what it leaves
 half made has no entry in the slots map, and the next one clears it; what it
@@ -280,15 +281,17 @@ class SlotMaker:
         with slots.beside_tap(self._place, index, SlotKind(kind)) as tap:
             return Reply(taps.open_tap(tap))
 
-    def _give(self, index: int, netns: str, interface: str) -> None:
+    def _give(self, index: int, netns: str, interface: str, existing: bool) -> None:
         """Find the namespace; meanwhile there is other work to do."""
         if len(self._walks) >= _WALKS_MAX:
             self._walks.pop(next(iter(self._walks)))()
         walk = Walk(netns)
-        give = partial(self._give_there, index, walk, netns, interface)
+        give = partial(self._give_there, index, walk, netns, interface, existing)
         self._walks[walk] = partial(self._answer, "give", index, give)
 
-    def _give_there(self, index: int, walk: Walk, netns: str, interface: str) -> Reply:
+    def _give_there(
+        self, index: int, walk: Walk, netns: str, interface: str, existing: bool
+    ) -> Reply:
         """Make the slot, unless there is one of that interface in that namespace."""
         try:
             namespace = walk.namespace()
@@ -308,10 +311,14 @@ class SlotMaker:
                     f"the node has an interface {host_interface(index)} that is no slot's",
                     hint="rename it, or delete it: a slot of that number is to come",
                 )
+            kind = slots.GivenKind(namespace, interface)
+            if existing:
+                kind = self._bring(namespace, interface)
+                outside = kind.veth
+                wanted = replace(wanted, outside=outside.name, outside_index=outside.outside)
             self._records.add(index, wanted)
             self._given[index] = wanted
             try:
-                kind = slots.GivenKind(namespace, interface)
                 ifindex = slots.make(self._route, self._place, index, kind)
                 self._plane.add_slot(index, ifindex, kind.name, SlotState.RESERVED)
             except BaseException:
@@ -320,6 +327,18 @@ class SlotMaker:
         finally:
             os.close(namespace)
         return self._made_given(index, wanted)
+
+    def _bring(self, namespace: int, interface: str) -> slots.BroughtKind:
+        """A slot's kind of an interface that is there. Raises BAD_INTERFACE."""
+        veth = slots.find(self._route, self._place.guest, namespace, interface)
+        if hooks.has_tcx_programs(veth.outside):
+            raise GeneveError(
+                Code.BAD_INTERFACE,
+                f"{veth.name}, in the node's namespace, has TCX programs",
+                hint="bpftool net show: they would come before the node's own",
+                field="interface",
+            )
+        return slots.BroughtKind(namespace, interface, veth=veth)
 
     def _given_already(self, index: int) -> Reply:
         slot = self._plane.slot(index)
@@ -339,8 +358,12 @@ class SlotMaker:
         )
 
     def _take_back(self, index: int) -> None:
-        """Undo what was made in a namespace of others' and is in no map."""
-        slots.cut_off(self._ip, index)
+        """Undo what was done in a namespace of others' and is in no map."""
+        former = self._given.get(index)
+        if former is not None and former.outside:
+            slots.give_back(self._route, index, former)
+        else:
+            slots.cut_off(self._ip, index)
         self._forget_given(index)
 
     def _forget_given(self, index: int) -> None:

@@ -13,7 +13,7 @@ import typer
 from geneve_ebpf.cli import output
 from geneve_ebpf.cli.command import agent
 from geneve_ebpf.cli.execute import Words, command_of, execute
-from geneve_ebpf.cli.slot import Interface, Kind, Netns, given, parse_slot, place_of
+from geneve_ebpf.cli.slot import Existing, Interface, Kind, Netns, given, parse_slot, place_of
 from geneve_ebpf.client import AgentClient
 from geneve_ebpf.errors import Code, Exit, GeneveError
 from geneve_ebpf.model import AddressMode, parse_address, parse_name
@@ -48,6 +48,7 @@ def attach(
     kind: Kind = None,
     netns: Netns = "",
     interface: Interface = "eth0",
+    existing: Existing = False,
     mode: Annotated[
         AddressMode | None,
         typer.Option(
@@ -105,7 +106,10 @@ def attach(
         headers["Request-Timeout"] = f"{timeout:f}"
     if later:
         headers["Prefer"] = "respond-async"
-    with agent(timeout=30 + (timeout or 0)) as client, _slot_in(client, netns, interface, body):
+    with (
+        agent(timeout=30 + (timeout or 0)) as client,
+        _slot_in(client, netns, interface, existing, body),
+    ):
         status, answer = client.request("PUT", path, body, headers)
     if status == 202:
         output.emit(answer, f"{sandbox} is being attached: operation {answer['operation']}")
@@ -127,12 +131,20 @@ def attach(
 
 @contextlib.contextmanager
 def _slot_in(
-    client: AgentClient, netns: str, interface: str, body: dict[str, Any]
+    client: AgentClient, netns: str, interface: str, existing: bool, body: dict[str, Any]
 ) -> Iterator[None]:
     """Have the attach that `body` asks for be in a namespace of the caller's, if he named one.
 
-    The slot is made first; one that is new is given back if the attach fails.
+    The slot is made first; one that is new is given back if the attach fails. Not one of a veth
+    that was there, which would go with it.
     """
+    if existing and not netns:
+        raise GeneveError(
+            Code.BAD_REQUEST,
+            "--existing says nothing without --netns",
+            hint="name the namespace that the interface is in",
+            field="existing",
+        )
     if not netns:
         yield
         return
@@ -144,12 +156,12 @@ def _slot_in(
                 hint="give one of the two",
                 field=other,
             )
-    status, answer = client.request("POST", "/v1/slots", given(netns, interface))
+    status, answer = client.request("POST", "/v1/slots", given(netns, interface, existing))
     body["slot"] = answer["slot"]["id"]
     try:
         yield
     except BaseException:
-        if status == 201:
+        if status == 201 and not existing:
             with contextlib.suppress(GeneveError):
                 client.request("DELETE", f"/v1/slots/{body['slot']}")
         raise

@@ -61,23 +61,31 @@ Netns = Annotated[
 Interface = Annotated[
     str, typer.Option("--interface", metavar="NAME", help="The interface in there.")
 ]
+Existing = Annotated[
+    bool,
+    typer.Option(
+        "--existing",
+        help="It is there: an end of a veth, the other one with the node. It goes with the slot.",
+    ),
+]
 
 
 @app.command(cls=Command)
-def add(netns: Netns, interface: Interface = "eth0") -> None:
+def add(netns: Netns, interface: Interface = "eth0", existing: Existing = False) -> None:
     """Make a slot in a namespace of your own: prints its id, and where it is.
 
     Reserved, to be attached or released. The same again gives the same slot.
     """
     with agent() as client:
-        _, answer = client.request("POST", "/v1/slots", given(netns, interface))
+        _, answer = client.request("POST", "/v1/slots", given(netns, interface, existing))
     slot = answer["slot"]
     output.emit(answer, f"{slot['id']}  {output.one_line(slot['netns'])}  {interface}")
 
 
-def given(netns: str, interface: str) -> dict[str, Any]:
+def given(netns: str, interface: str, existing: bool) -> dict[str, Any]:
     """What asks for a slot in a namespace; its path may be relative to where we are."""
-    return {"netns": os.path.abspath(netns), "interface": interface}
+    body: dict[str, Any] = {"netns": os.path.abspath(netns), "interface": interface}
+    return body | {"existing": True} if existing else body
 
 
 def _uid(text: str) -> int:

@@ -31,6 +31,10 @@ class Given:
     device: int
     inode: int  # with the device: which namespace it was
     interface: str
+    # Of a veth that was there already: what its end in the node's namespace was called, and its
+    # index.
+    outside: str = ""
+    outside_index: int = 0
 
     @classmethod
     def of(cls, path: str, descriptor: int, interface: str) -> Given:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address, IPv6Address
+import sys
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 Address = IPv4Address | IPv6Address
 
@@ -18,8 +20,10 @@ LINKS, ADDRESSES6 = 0x1, 0x100
 
 _NEWLINK, DELLINK, _SETLINK, _NEWADDR, _NEWROUTE, _NEWNEIGH = 16, 17, 19, 20, 24, 28
 _GETLINK, _IFLA_OPERSTATE, _IFLA_EXT_MASK = 18, 16, 29
+_IFLA_LINK, _IFLA_MASTER, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_XDP_ATTACHED = 5, 10, 37, 43, 2
+_GETADDR, _GETROUTE, _GETNSID, _NETNSA_NSID, _NETNSA_FD = 22, 26, 90, 1, 3
 _RTEXT_FILTER_SKIP_STATS, _IF_OPER_UP = 0x8, 6
-_NEWQDISC, _GETQDISC, _DELADDR = 36, 38, 21
+_NEWQDISC, _DELQDISC, _GETQDISC, _DELADDR = 36, 37, 38, 21
 _CREATE = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
@@ -33,7 +37,7 @@ _VXLAN_LINK, _VXLAN_LEARNING = 3, 7
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_F_NODAD = 1, 2, 0x02
 _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
-_RT_TABLE_MAIN, _RTPROT_BOOT, _RTN_UNICAST = 254, 3, 1
+_RT_TABLE_MAIN, _RTPROT_KERNEL, _RTPROT_BOOT, _RTN_UNICAST = 254, 2, 3, 1
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _TCA_KIND, _TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 1, 13, 14
 _CLSACT_PARENT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
@@ -45,6 +49,19 @@ def _attribute(kind: int, data: bytes) -> bytes:
 
 def _family(address: Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFacts:
+    """What is asked of a link that others made."""
+
+    index: int
+    name: str
+    kind: str  # "veth", …; "" for a device
+    peer: int  # the other end's or the lower one's index, in its namespace; 0 if there is none
+    peer_namespace: int | None  # that namespace's number in ours; None: it is this one
+    master: int  # what it is a port of; 0: of nothing
+    xdp: bool  # whether it has an XDP program
 
 
 class Request:
@@ -119,13 +136,28 @@ def link_up(index: int) -> Request:
     return _set_link(index, _IFF_UP, _IFF_UP)
 
 
+def link_down(index: int) -> Request:
+    """Take an interface down. Routes that lead there go, and most of what IPv6 has."""
+    return _set_link(index, 0, _IFF_UP)
+
+
+def link_rename(index: int, name: str) -> Request:
+    """Give an interface another name. EEXIST if one has it."""
+    return _set_link(index, 0, 0, _attribute(_IFLA_IFNAME, name.encode() + b"\0"))
+
+
+def link_mac(index: int, mac: bytes) -> Request:
+    """Give an interface a MAC."""
+    return _set_link(index, 0, 0, _attribute(_IFLA_ADDRESS, mac))
+
+
 def link_mtu(index: int, mtu: int) -> Request:
     """Give an interface an MTU, in bytes."""
     return _set_link(index, 0, 0, _attribute(_IFLA_MTU, struct.pack("=I", mtu)))
 
 
 def link(index: int) -> Request:
-    """Asks about a link; the answer is for `link_name` and `link_is_operating`."""
+    """Asks about a link; the answer is for `link_name`, `link_is_operating`, `link_facts`."""
     head = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
     no_numbers = struct.pack("=I", _RTEXT_FILTER_SKIP_STATS)
     return Request(_GETLINK, 0, head + _attribute(_IFLA_EXT_MASK, no_numbers))
@@ -158,6 +190,12 @@ def clsact(index: int, ingress_block: int, egress_block: int) -> Request:
     return Request(_NEWQDISC, _CREATE, head + attributes)
 
 
+def no_clsact(index: int) -> Request:
+    """Take an interface's clsact away. ENOENT or EINVAL if it has none."""
+    head = struct.pack("=BxxxiIII", socket.AF_UNSPEC, index, _CLSACT_HANDLE, _CLSACT_PARENT, 0)
+    return Request(_DELQDISC, 0, head)
+
+
 QDISCS = Request(_GETQDISC, 0, bytes(20))  # a dump's request: all of the namespace
 
 
@@ -182,6 +220,51 @@ def link_name(notification: bytes) -> str:
 def link_is_operating(answer: bytes) -> bool:
     """Whether the link's state is "up". Not so "unknown", which it is before anybody looked."""
     return attributes(answer, 16)[_IFLA_OPERSTATE][0] == _IF_OPER_UP
+
+
+def link_facts(answer: bytes) -> LinkFacts:
+    """What a link is, and what hangs on it."""
+    found = attributes(answer, 16)
+    info = attributes(found.get(_IFLA_LINKINFO, b""), 0)
+    xdp = attributes(found.get(_IFLA_XDP, b""), 0)
+    other = found.get(_IFLA_LINK_NETNSID)
+    return LinkFacts(
+        struct.unpack_from("=i", answer, 4)[0],
+        link_name(answer),
+        info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace"),
+        int.from_bytes(found.get(_IFLA_LINK, b""), sys.byteorder),
+        None if other is None else int.from_bytes(other, sys.byteorder, signed=True),
+        int.from_bytes(found.get(_IFLA_MASTER, b""), sys.byteorder),
+        any(xdp.get(_IFLA_XDP_ATTACHED, b"")),
+    )
+
+
+def namespace_of(descriptor: int) -> Request:
+    """Asks for the number that a namespace, which is open, has in the socket's."""
+    body = bytes(4) + _attribute(_NETNSA_FD, struct.pack("=i", descriptor))
+    return Request(_GETNSID, 0, body)
+
+
+def namespace_number(answer: bytes) -> int:
+    """That number; negative if it has none."""
+    return int.from_bytes(attributes(answer, 4)[_NETNSA_NSID], sys.byteorder, signed=True)
+
+
+OWN_ADDRESSES = Request(_GETADDR, 0, bytes(8))  # a dump's request: all of the namespace
+
+
+def own_address(answer: bytes) -> tuple[int, Address]:
+    """(interface, address) of an answer to that."""
+    found = attributes(answer, 8)  # behind struct ifaddrmsg
+    return (
+        struct.unpack_from("=I", answer, 4)[0],
+        ip_address(found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, b""))),
+    )
+
+
+def qdisc_kind(answer: bytes) -> str:
+    """What kind of qdisc an answer to QDISCS is about."""
+    return attributes(answer, 20)[_TCA_KIND].rstrip(b"\0").decode(errors="replace")
 
 
 def no_link_local(index: int) -> Request:
@@ -217,6 +300,30 @@ def _route(family: int, length: int, scope: int, attributes: bytes) -> Request:
         "=BBBBBBBBI", family, length, 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, scope, _RTN_UNICAST, 0
     )
     return Request(_NEWROUTE, _CREATE, head + attributes)
+
+
+def routes(family: int, index: int = 0) -> Request:
+    """A dump's request: all routes, or those to one interface, if the socket asks strictly."""
+    only = _attribute(_RTA_OIF, struct.pack("=i", index)) if index else b""
+    return Request(_GETROUTE, 0, struct.pack("=B11x", family) + only)
+
+
+def is_default_route(answer: bytes) -> bool:
+    """Whether a route is the main table's way to everywhere."""
+    _, length, _, _, table, _, _, kind = struct.unpack_from("=8B", answer)
+    return (length, table, kind) == (0, _RT_TABLE_MAIN, _RTN_UNICAST)
+
+
+def is_route_by(answer: bytes, index: int, gateway: Address) -> bool:
+    """Whether a route leads out by an interface, to that gateway."""
+    found = attributes(answer, 12)  # behind struct rtmsg
+    way = (struct.pack("=i", index), gateway.packed)
+    return (found.get(_RTA_OIF), found.get(_RTA_GATEWAY)) == way
+
+
+def is_kernels_route(answer: bytes) -> bool:
+    """Whether the kernel made a route itself, such as one to an address of its own."""
+    return answer[5] == _RTPROT_KERNEL
 
 
 def on_link(index: int, other: Address) -> Request:

@@ -27,6 +27,7 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _FLAGS, _FLAGS_AT = struct.Struct("=H"), 6
 _SEQUENCE, _SEQUENCE_AT = struct.Struct("=I"), 8
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ECHO, _NLM_F_DUMP = 0x1, 0x4, 0x8, 0x300
 _SO_RCVBUFFORCE = 33
 # Bytes: every refused request of a batch is answered, at some 800 bytes each as the kernel
@@ -143,6 +144,10 @@ class RouteSocket:
                     refused[owner] = refused[owner] or -code
                     if sequence == last:
                         return refused
+
+    def ask_strictly(self) -> None:
+        """Have dumps tell only what their requests ask for, where the kernel can sort it out."""
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
 
     def listen(self, seconds: float | None = None) -> list[tuple[int, bytes]]:
         """The next notifications, as (type, body). None within that time: [].

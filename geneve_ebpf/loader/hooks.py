@@ -221,6 +221,20 @@ def link_ifindex(link: int) -> int:
     return int(struct.unpack_from("<I", bpf.object_info(link, 64), 16)[0])
 
 
+def has_tcx_programs(ifindex: int) -> bool:
+    """Whether programs hang on an interface, on either side, before any filter of tc's."""
+    for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS):
+        try:
+            answer = bpf.call_packed(bpf.PROG_QUERY, "<IIIIQIIQQQQ", ifindex, side, *[0] * 9)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False  # the kernel has no TCX
+        if struct.unpack_from("<I", answer, 24)[0]:
+            return True
+    return False
+
+
 def drop_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str) -> None:
     """Take uplink_rx off one interface, however it hangs there."""
     pinned = pins.uplink(interface)

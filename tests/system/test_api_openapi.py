@@ -108,6 +108,8 @@ EXCHANGES: list[tuple[Any, ...]] = [
     (503, "POST", "/v1/slots:reserve", {"kind": "tap", "owner": 7}),
     (201, "POST", "/v1/slots", {"netns": "{box}"}),
     (200, "POST", "/v1/slots", {"netns": "{box}", "interface": "eth0"}),
+    (200, "POST", "/v1/slots", {"netns": "{box}", "existing": True}),
+    (400, "POST", "/v1/slots", {"netns": "{box}", "interface": "net9", "existing": True}),
     (400, "POST", "/v1/slots", {"netns": "/dev/null"}),
     (201, "PUT", "/v1/sandboxes/boxed", {"vpc": "blue", "slot": "{slot}", "mode": "native"}),
     (200, "DELETE", "/v1/sandboxes/boxed", None),

@@ -42,6 +42,7 @@ BLOCKS = {"node1": "10.0.1.0/24", "node2": "10.0.2.0/24"}
 BLOCKS6 = {"node1": "fd00:1:0:1::/64", "node2": "fd00:1:0:2::/64"}
 VICTIM = "/v1/sandboxes/victim"
 BOX = NETNS / f"{PREFIX}dy-box"  # a namespace that a container runtime made
+VETH = "runtime-veth"  # to there, of its making, where it is not a slot's
 GHOSTS = {"ghost", "shade"}
 
 ATTACHING = (
@@ -64,6 +65,7 @@ GIVING = (
     "host/slots/given.py",
     "host/slots/making.py",
 )
+BRINGING = (*GIVING, "host/slots/brought.py")
 DESTROYING = ("agent/slot_process.py", "host/slots/destroying.py", "dataplane/sandboxes.py")
 SETTING_UP = ("dataplane/node_setup.py", "loader/hooks.py", "loader/kept.py", "loader/pins.py")
 REMEMBERING = ("control/attached_log.py", "control/line_file.py", "agent/service.py")
@@ -205,7 +207,7 @@ def disagreements(node: Node) -> list[object]:
     same("mounts", mounts(run_directory), {"bpf", "netns"} | {f"netns/slot-{n}" for n in own})
     same("notes of others' namespaces", set(dict(Records(run_directory))), given)
     anchor = {"gnv-anchor", "gnv-anchor-peer"}
-    same("interfaces", interfaces(node), anchor | {f"gnv{n}" for n in indexes})
+    same("interfaces", interfaces(node) - {VETH}, anchor | {f"gnv{n}" for n in indexes})
 
     pins = Pins(run_directory)
     wanted = {pins.program(name).name for name in PROGRAMS} | set(MAPS)
@@ -362,6 +364,29 @@ def works_there_and_goes(scene: Scene) -> None:
     assert interfaces_in(BOX) == {"lo"}
 
 
+def make_veth(scene: Scene) -> None:
+    """In BOX there is nobody's eth0 then, whose other end is in the node's namespace."""
+    if "eth0" not in interfaces_in(BOX):
+        run("ip", "-n", scene.node.namespace, "link", "add", VETH, "type", "veth", "peer", "name",
+            "eth0", "netns", BOX.name)  # fmt: skip
+
+
+def bring(scene: Scene) -> None:
+    scene.try_to("POST", "/v1/slots", {"netns": str(BOX), "existing": True})
+
+
+def works_as_brought_and_goes(scene: Scene) -> None:
+    """Taken or given back, the veth was not lost: the same call again takes it."""
+    slot = scene.ask("POST", "/v1/slots", {"netns": str(BOX), "existing": True})["slot"]["id"]
+    scene.try_to("PUT", VICTIM, {"vpc": "blue", "slot": slot})
+    scene.check()
+    assert VETH not in interfaces(scene.node)
+    assert ping(BOX, scene.two["address"]) == ping(BOX, scene.two["address6"]) == 3
+    scene.ask("DELETE", VICTIM)
+    scene.check()
+    assert interfaces_in(BOX) == {"lo"}
+
+
 def stop_with_victim(scene: Scene) -> None:
     attach_and_settle(scene)
     scene.lab.stop_agent(scene.node, signal.SIGKILL)
@@ -417,6 +442,10 @@ STEPS = {
     ),
     "give": Step(SLOT_PROCESS, GIVING, give, works_there_and_goes, sample=3),
     "give-with-agent": Step(SLOT_PROCESS, GIVING, give, works_there_and_goes, parent=True),
+    "bring": Step(SLOT_PROCESS, BRINGING, bring, works_as_brought_and_goes, make_veth, sample=3),
+    "bring-with-agent": Step(
+        SLOT_PROCESS, BRINGING, bring, works_as_brought_and_goes, make_veth, parent=True
+    ),
     "take-back-with-agent": Step(
         SLOT_PROCESS, DESTROYING, detach, works_there_and_goes, give_attach_and_settle, parent=True
     ),

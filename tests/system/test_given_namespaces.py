@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from geneve_ebpf.host.given import Records
 from lab.network import NETNS, Lab, Node, inside, run
 from tests.api import Agent, children, kill_slot_process
 from tests.command import asked, geneve, new_lab, refused
+from tests.given import addresses, interfaces, mtu, records, untouched
 from tests.hanging import hanging
 from tests.kinds import empty, states
 from tests.nodes import PREFIX, eventually, ping
@@ -65,31 +65,6 @@ def node(lab: Lab, netns: Path) -> Iterator[Node]:
 def far(lab: Lab, node: Node) -> dict[str, Any]:
     """A sandbox on the other node."""
     return asked(lab.nodes[1], "attach", "far", "--vpc", "blue")
-
-
-def records(node: Node) -> Records:
-    return Records(Path(node.directory, "run", node.name))
-
-
-def interfaces(netns: Path) -> set[str]:
-    """Names of those in a namespace, but for tunnels' fallbacks, which the kernel makes."""
-    shown = json.loads(run(*inside(netns, "ip", "-j", "link")))
-    return {one["ifname"] for one in shown if one.get("link_type") in ("ether", "loopback")}
-
-
-def addresses(netns: Path, interface: str) -> set[str]:
-    (shown,) = json.loads(run(*inside(netns, "ip", "-j", "address", "show", "dev", interface)))
-    return {one["local"] for one in shown["addr_info"]}
-
-
-def mtu(netns: Path, interface: str) -> int:
-    (link,) = json.loads(run(*inside(netns, "ip", "-j", "link", "show", "dev", interface)))
-    return link["mtu"]
-
-
-def untouched(node: Node, netns: Path) -> bool:
-    """Whether the namespace is as it was made, and the node has no slot there."""
-    return eventually(lambda: interfaces(netns) == {"lo"} and not dict(records(node)), 30)
 
 
 @pytest.mark.parametrize("mode", ["clone", "native"])

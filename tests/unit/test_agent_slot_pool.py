@@ -235,13 +235,13 @@ def test_a_slot_that_is_given_back_while_it_is_asked_for_is_not_handed_out(gone)
 
     async def scene(pool, maker):
         reservations, added = Reservations(Maps(), pool, Intake(Path("/nowhere")), None), []
-        adding = asyncio.ensure_future(reservations.add("/a", "eth0", added.append))
+        adding = asyncio.ensure_future(reservations.add("/a", "eth0", False, added.append))
         await asyncio.sleep(0)
         maker.theirs.send(given(0, 0))
         place, new = await adding
         assert (place.index, new) == (0, True)
 
-        again = asyncio.ensure_future(reservations.add("/a", "eth0", added.append))
+        again = asyncio.ensure_future(reservations.add("/a", "eth0", False, added.append))
         await asyncio.sleep(0)
         pool.destroy(place)
         if gone:
@@ -261,7 +261,7 @@ def test_a_slot_is_told_of_though_who_asked_for_it_has_gone():
 
     async def scene(pool, maker):
         reservations, added = Reservations(Maps(), pool, Intake(Path("/nowhere")), None), []
-        adding = asyncio.ensure_future(reservations.add("/a", "eth0", added.append))
+        adding = asyncio.ensure_future(reservations.add("/a", "eth0", False, added.append))
         await asyncio.sleep(0)
         adding.cancel()
         maker.theirs.send(given(0, 0))

@@ -55,7 +55,9 @@ class Slots:
     async def _add(self, call: Call) -> Answer:
         body = requests.ADD_SLOT(call.request.body)
         told = partial(self._told, 201, call.request, "slot-added")
-        place, new = await self._shared.node.reservations.add(body.netns, body.interface, told)
+        place, new = await self._shared.node.reservations.add(
+            body.netns, body.interface, body.existing, told
+        )
         return json_answer(201 if new else 200, self._body(place), told=new)
 
     def _reserve(self, call: Call) -> Answer | Awaitable[Answer]:

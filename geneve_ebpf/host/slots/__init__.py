@@ -5,6 +5,7 @@ All the netlink of a sandbox's life happens here, before and after it lives.
 """
 
 from geneve_ebpf.host.slots.adopting import clear_half_made, lost, resize
+from geneve_ebpf.host.slots.brought import BroughtKind, find, give_back
 from geneve_ebpf.host.slots.destroying import cut_off, cut_off_all, drop, gone, wait_gone
 from geneve_ebpf.host.slots.given import GivenKind, refuse_ours
 from geneve_ebpf.host.slots.kinds import NAMESPACE, Draft, Kind
@@ -16,6 +17,7 @@ from geneve_ebpf.host.slots.taps import HostTapKind, TapKind, beside_tap
 __all__ = [
     "AT_ONCE",
     "NAMESPACE",
+    "BroughtKind",
     "Draft",
     "GivenKind",
     "HostTapKind",
@@ -27,6 +29,8 @@ __all__ = [
     "cut_off",
     "cut_off_all",
     "drop",
+    "find",
+    "give_back",
     "gone",
     "lost",
     "make",

@@ -37,7 +37,10 @@ class GivenKind(NamespaceKind):
         with namespaces.inside(draft.namespace):
             draft.inside = RouteSocket(messages.ADDRESSES6)
             if self.interface in (name for _, name in socket.if_nameindex()):
-                raise _exists(f"an interface {self.interface}", "name another, with `interface`")
+                raise _exists(
+                    f"an interface {self.interface}",
+                    "name another, with `interface`, or bring this one, with `existing`",
+                )
             draft.ipv6 = place.mtu >= IPV6_MTU_MIN and links.has_ipv6("default")
 
     def furnish(self, place: Place, draft: Draft) -> None:

@@ -31,11 +31,11 @@ from geneve_ebpf.host.slots.place import Place
 from geneve_ebpf.model import GUEST_INTERFACE, Guest, SlotKind, host_interface
 
 # Of the host side: a veth drops what is larger, uncounted; sandbox_tx counts and answers it.
-_HOST_MTU = 65535
+HOST_MTU = 65535
 IPV6_MTU_MIN = 1280  # RFC 8200 section 5; with less the kernel has no IPv6 on an interface
 LOOPBACK = 1  # index of `lo`, in every namespace
 _ADDRESS_PATIENCE = 0.05  # seconds; after that the slot may say which group it is in
-_HOST_SIDE = links.Features(
+HOST_SIDE = links.Features(
     # Or the peer's GRO never runs.
     off=(
         "tx-tcp-segmentation",
@@ -58,6 +58,7 @@ class Draft:
     inside: RouteSocket | None = None  # in the namespace; hears of IPv6 addresses
     ifindex: int = 0  # of the host-side interface; 0 until it is there
     ipv6: bool = False  # whether the guest has its IPv6 address
+    kept: bool = False  # whether the interface is another's, who has it back if this fails
     error: Exception | None = None  # why it will not be
 
     @property
@@ -117,7 +118,7 @@ class NamespaceKind:
                     messages.veth(
                         draft.name,
                         self.interface,
-                        mtu=_HOST_MTU,
+                        mtu=HOST_MTU,
                         peer_mtu=place.mtu,
                         peer_mac=place.guest.mac.octets,
                         peer_namespace=draft.namespace,
@@ -132,11 +133,11 @@ class NamespaceKind:
                 continue
             try:
                 draft.ifindex = links.index_by_name(door, draft.name)
-                links.set_features(door, draft.name, _HOST_SIDE)
+                links.set_features(door, draft.name, HOST_SIDE)
                 if draft.ipv6:
                     inside = draft.socket()
                     eth0 = links.index_by_name(inside, self.interface)
-                    inside.tell_batch(_address6(place.guest, eth0))
+                    inside.tell_batch(address6(place.guest, eth0))
             except OSError as error:
                 draft.error = error
 
@@ -172,7 +173,8 @@ NAMESPACE = NamespaceKind()
 
 
 @cache
-def _address6(guest: Guest, eth0: int) -> Batch:
+def address6(guest: Guest, eth0: int) -> Batch:
+    """What gives eth0 its IPv6 address, and no other."""
     return Batch([messages.no_link_local(eth0), messages.address(eth0, guest.address6)])
 
 

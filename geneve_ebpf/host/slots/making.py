@@ -162,7 +162,7 @@ def _join_blocks(door: RouteSocket, place: Place, drafts: Sequence[Draft]) -> No
 
 
 def _undo(door: RouteSocket, place: Place, draft: Draft) -> None:
-    if draft.ifindex:
+    if draft.ifindex and not draft.kept:
         with suppress(OSError):  # gone with its namespace
             door.tell_all([messages.link_remove(draft.ifindex)])
     if draft.namespace >= 0:
