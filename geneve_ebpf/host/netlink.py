@@ -175,20 +175,22 @@ class RouteSocket:
         self._send(message, kind, _NLM_F_ACK | _NLM_F_ECHO)  # tc answers to an echo alone
         return self._receive(type(message))
 
-    def dump_bytes(self, request: Request) -> list[bytes]:
+    def dump_bytes(self, request: Request, most: int = 0) -> list[bytes]:
         """Send a dump's request; all answers' bodies as they are. Raises OSError.
+
+        most: raises E2BIG where there are more, unless it is 0; the socket is of no use then.
 
         All: a dump goes on only as it is read, and until its end the kernel refuses
         another one on the socket (EBUSY).
         """
-        return self._bodies(request, _NLM_F_DUMP)
+        return self._bodies(request, _NLM_F_DUMP, most)
 
     def get_bytes(self, request: Request) -> bytes:
         """Send a request about one thing; its answer's body as it is. Raises OSError."""
         (body,) = self._bodies(request, _NLM_F_ACK)
         return body
 
-    def _bodies(self, request: Request, flags: int) -> list[bytes]:
+    def _bodies(self, request: Request, flags: int, most: int = 0) -> list[bytes]:
         bodies: list[bytes] = []
         self._sequence += 1
         flags |= request.flags | _NLM_F_REQUEST
@@ -206,6 +208,8 @@ class RouteSocket:
                         raise OSError(-code, os.strerror(-code))
                     return bodies
                 bodies.append(body)
+            if most and len(bodies) > most:
+                raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
 
     def _answer(self) -> bytes:
         """What the kernel says next, one message or several."""

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -199,6 +200,14 @@ def qdisc(*words: str) -> Spoil:
     return spoil
 
 
+def crowd(stack: contextlib.ExitStack, node: Node, netns: Path) -> None:
+    """Routes without end, which a sandbox's root may make."""
+    lines = [f"route add blackhole 192.0.{n >> 8}.{n & 255}/32\n" for n in range(1100)]
+    subprocess.run(
+        inside(netns, "ip", "-batch", "-"), input="".join(lines), text=True, check=True, timeout=60
+    )
+
+
 def elsewhere(stack: contextlib.ExitStack, node: Node, netns: Path) -> None:
     """The other end moves to a third namespace, and another veth of the node's has its index."""
     third = f"{PREFIX}third"
@@ -246,6 +255,7 @@ REFUSALS: dict[str, tuple[Spoil, str]] = {
     ),
     "default-route": (ip("route add default dev eth0"), "has a default route"),
     "default-route6": (ip("-6 route add default dev eth0"), "has a default route"),
+    "crowd": (crowd, "has more than 1,000 addresses or routes"),
     "route": (outside("route add 192.0.2.77/32 dev", HOST), f"routes of the node lead to {HOST}"),
     "route6": (outside("-6 route add fd99::/64 dev", HOST), f"routes of the node lead to {HOST}"),
 }  # fmt: skip

@@ -25,6 +25,9 @@ from geneve_ebpf.host.slots.kinds import HOST_MTU, HOST_SIDE, IPV6_MTU_MIN, Draf
 from geneve_ebpf.host.slots.place import Place
 from geneve_ebpf.model import Address, Guest, host_interface
 
+# Whoever is root in the namespace may have made millions, and they are looked at by the process
+# that makes all slots.
+_LOOKED_AT_MAX = 1000
 # A new veth's GRO is off, and would merge what the guest sends.
 _OUTSIDE = links.Features(off=(*HOST_SIDE.off, "rx-gro", "rx-gro-list", "rx-udp-gro-forwarding"))
 
@@ -59,7 +62,15 @@ def find(door: RouteSocket, guest: Guest, namespace: int, interface: str) -> Vet
         far = _other_end(door, near, namespace)
         for end, where in ((near, "the namespace"), (far, "the node's namespace")):
             _refuse_used(end, where)
-        _refuse_addressed(within, near, guest)
+        try:
+            _refuse_addressed(within, near, guest)
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            raise _unfit(
+                f"the namespace has more than {_LOOKED_AT_MAX:,} addresses or routes",
+                "bring one that nobody has used yet",
+            ) from None
         _refuse_busy(door, far)
     return Veth(near.index, far.index, far.name)
 
@@ -106,7 +117,7 @@ def _refuse_used(end: messages.LinkFacts, where: str) -> None:
 def _refuse_addressed(within: RouteSocket, near: messages.LinkFacts, guest: Guest) -> None:
     # What an earlier try has left there goes with the next.
     own = (guest.address, guest.address6)
-    for index, address in _addresses(within):
+    for index, address in _addresses(within, _LOOKED_AT_MAX):
         if index == near.index and address not in own and not _is_kernels(address):
             raise _unfit(
                 f"{near.name}, in the namespace, has the address {address}",
@@ -118,7 +129,7 @@ def _refuse_addressed(within: RouteSocket, near: messages.LinkFacts, guest: Gues
                 "a sandbox has one way out, ours",
             )
     for family, gateway in ((socket.AF_INET, guest.gateway), (socket.AF_INET6, guest.gateway6)):
-        for body in within.dump_bytes(messages.routes(family)):
+        for body in within.dump_bytes(messages.routes(family), _LOOKED_AT_MAX):
             left = messages.is_route_by(body, near.index, gateway)
             if messages.is_default_route(body) and not left:
                 raise _unfit(
@@ -150,9 +161,9 @@ def _refuse_busy(door: RouteSocket, far: messages.LinkFacts) -> None:
                     )
 
 
-def _addresses(door: RouteSocket) -> Iterator[tuple[int, Address]]:
-    """(interface, address) of all in the socket's namespace."""
-    return map(messages.own_address, door.dump_bytes(messages.OWN_ADDRESSES))
+def _addresses(door: RouteSocket, most: int = 0) -> Iterator[tuple[int, Address]]:
+    """(interface, address) of all in the socket's namespace. most: raises E2BIG beyond."""
+    return map(messages.own_address, door.dump_bytes(messages.OWN_ADDRESSES, most))
 
 
 def _is_kernels(address: Address) -> bool:
