@@ -16,7 +16,7 @@ import msgspec
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import sandbox_text, schema
 from geneve_ebpf.agent.api.call import Call, Failure, Shared, Table, json_answer
-from geneve_ebpf.agent.api.sandboxes import Sandboxes
+from geneve_ebpf.agent.api.sandboxes import SandboxPaths
 from geneve_ebpf.agent.events import Attached
 from geneve_ebpf.agent.exchange import Answer, Request
 from geneve_ebpf.agent.pace import Pace
@@ -26,10 +26,10 @@ from geneve_ebpf.model import AddressMode, Attachment
 ROW = 32  # attaches that are done together: as long as others may have to wait
 
 
-class Batches:
+class BatchPaths:
     """Answers for batches. `failure` makes the answer to an item that raised."""
 
-    def __init__(self, shared: Shared, sandboxes: Sandboxes, failure: Failure) -> None:
+    def __init__(self, shared: Shared, sandboxes: SandboxPaths, failure: Failure) -> None:
         self._shared = shared
         self._sandboxes = sandboxes
         self._failure = failure

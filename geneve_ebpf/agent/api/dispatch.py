@@ -12,16 +12,16 @@ from collections.abc import Awaitable, Hashable
 from hashlib import blake2b
 
 from geneve_ebpf.agent.admission import retry_after
-from geneve_ebpf.agent.api.batch import Batches
+from geneve_ebpf.agent.api.batch import BatchPaths
 from geneve_ebpf.agent.api.call import Call, Shared, Table, Work, decoded, no_body, query_of
 from geneve_ebpf.agent.api.events import EventPaths
 from geneve_ebpf.agent.api.node import NodePaths
 from geneve_ebpf.agent.api.operations import OperationPaths
-from geneve_ebpf.agent.api.routes import Routes
-from geneve_ebpf.agent.api.sandboxes import Sandboxes
-from geneve_ebpf.agent.api.slots import Slots
-from geneve_ebpf.agent.api.state import State
-from geneve_ebpf.agent.api.vpcs import Vpcs
+from geneve_ebpf.agent.api.routes import RoutePaths
+from geneve_ebpf.agent.api.sandboxes import SandboxPaths
+from geneve_ebpf.agent.api.slots import SlotPaths
+from geneve_ebpf.agent.api.state import StatePaths
+from geneve_ebpf.agent.api.vpcs import VpcPaths
 from geneve_ebpf.agent.exchange import IDEMPOTENCY_KEY, Answer, Patient, Request, error_answer
 from geneve_ebpf.agent.idempotency import Keys, read_key
 from geneve_ebpf.errors import Code, GeneveError
@@ -37,12 +37,12 @@ class Api:
     def __init__(self, shared: Shared) -> None:
         self._log = shared.log
         self._keys: Keys[Answer] = Keys(time.monotonic)
-        self._sandboxes = Sandboxes(shared, self._failure)
+        self._sandboxes = SandboxPaths(shared, self._failure)
         # Every path: method -> (work, then the query keys it takes).
         self.table: Table = self._sandboxes.table()
-        self.table |= Batches(shared, self._sandboxes, self._failure).table()
-        self.table |= Slots(shared, self._failure).table()
-        for part in (Vpcs, Routes, State, EventPaths, NodePaths):
+        self.table |= BatchPaths(shared, self._sandboxes, self._failure).table()
+        self.table |= SlotPaths(shared, self._failure).table()
+        for part in (VpcPaths, RoutePaths, StatePaths, EventPaths, NodePaths):
             self.table |= part(shared).table()
         self.table |= OperationPaths(shared, self._sandboxes.start).table()
         # (collection, has a name) -> method -> (work, query keys)

@@ -21,7 +21,7 @@ from geneve_ebpf.model import (
 )
 
 
-class Routes:
+class RoutePaths:
     """Answers for routes."""
 
     def __init__(self, shared: Shared) -> None:

@@ -41,7 +41,7 @@ _SCHEMA = schema("sandbox")
 ASYNC_TIMEOUT = 60.0  # seconds that an asynchronous attach may take if none are named
 
 
-class Sandboxes:
+class SandboxPaths:
     """Answers for sandboxes. `failure` makes the answer to an item that raised."""
 
     def __init__(self, shared: Shared, failure: Failure) -> None:

@@ -26,7 +26,7 @@ from geneve_ebpf.host import taps
 from geneve_ebpf.model import SlotKind
 
 
-class Slots:
+class SlotPaths:
     """Answers for slots. failure: the answer to a reservation that waited and failed."""
 
     def __init__(self, shared: Shared, failure: Failure) -> None:

@@ -20,7 +20,7 @@ from geneve_ebpf.model import Vtep, parse_address, parse_mtu
 TOLD_EACH = 100  # changes of one state that are an event each
 
 
-class State:
+class StatePaths:
     """Answers for the whole of the desired state."""
 
     def __init__(self, shared: Shared) -> None:

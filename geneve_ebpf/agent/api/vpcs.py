@@ -19,7 +19,7 @@ from geneve_ebpf.model import (
 )
 
 
-class Vpcs:
+class VpcPaths:
     """Answers for VPCs and VTEPs."""
 
     def __init__(self, shared: Shared) -> None:
