@@ -36,9 +36,9 @@ from geneve_ebpf.agent.later import Later
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.notify import notify, tell_watchdog, watchdog_seconds
 from geneve_ebpf.agent.operations import Operations
-from geneve_ebpf.agent.pace import every
 from geneve_ebpf.agent.places import Place
 from geneve_ebpf.agent.queue import Queue
+from geneve_ebpf.agent.recurring import every
 from geneve_ebpf.agent.server import Server
 from geneve_ebpf.agent.service import Node
 from geneve_ebpf.agent.slot_pool import SlotPool

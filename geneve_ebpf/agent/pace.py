@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long work in short pieces, so that an attach never waits behind it; and work that comes again."""
+"""Long work in short pieces, so that an attach never waits behind it."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
-
-from geneve_ebpf.agent.log import Log
 
 PIECE_NS = 200_000
 
@@ -31,18 +29,6 @@ class Pace:
         for _ in steps:
             if perf_counter_ns() >= self._due:
                 await self.breathe()
-
-
-async def every(seconds: float, step: Callable[[], Awaitable[None] | None], log: Log) -> None:
-    """Take a step every so often, for ever. One that fails is logged, and the next one comes."""
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            taken = step()
-            if taken is not None:
-                await taken
-        except Exception as error:
-            log.defect("defect", error)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 
 from geneve_ebpf.agent.log import Log
-from geneve_ebpf.agent.pace import every
+from geneve_ebpf.agent.recurring import every
 
 
 def test_a_step_that_fails_is_logged_and_the_next_one_comes(tmp_path):
