@@ -23,7 +23,6 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from geneve_ebpf.abi import PROGRAMS
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import links, tc
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
@@ -151,7 +150,7 @@ def _unfit(message: str, hint: str) -> GeneveError:
 def _program_for(uplink: links.Link) -> str:
     if uplink.hardware in _ETHERNET:
         return "uplink_rx"
-    if uplink.hardware in _BARE_IP and "uplink_rx_l3" in PROGRAMS:
+    if uplink.hardware in _BARE_IP:
         return "uplink_rx_l3"
     raise _unfit(
         f"uplink {uplink.name} has link type {uplink.hardware}, neither Ethernet nor bare IP",
@@ -182,14 +181,19 @@ def hang_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str, *, t
         if tcx:
             _set_link(pins.uplink(interface), program, ifindex)
         else:
+            note, made = _clsact_note(pins, interface), f"made {ifindex}"
+            # Before the hook is there: whoever takes it away finds it by the note.
             if tc.add_clsact(door, ifindex):
-                _made_clsact(pins, interface).touch()
+                note.write_text(made)
+            elif not note.exists() or note.read_text() != made:
+                note.write_text("joined")
             tc.set_ingress_program(door, ifindex, program, name)
     finally:
         os.close(program)
 
 
-def _made_clsact(pins: Pins, interface: str) -> Path:
+def _clsact_note(pins: Pins, interface: str) -> Path:
+    """Says that our hook is on the interface's clsact, and whether we made that qdisc."""
     # bpffs takes no plain files.
     return pins.root.parent / f"clsact-{interface}"
 
@@ -247,14 +251,14 @@ def drop_uplink(ip: IPRoute, door: RouteSocket, pins: Pins, interface: str) -> N
             os.close(link)
         pinned.unlink()
     ifindex = links.index_of(ip, interface)
+    note = _clsact_note(pins, interface)
     if ifindex:
         tc.remove_ingress_program(door, ifindex)
-        marker = _made_clsact(pins, interface)
-        if marker.exists():
-            if not tc.ingress_programs(door, ifindex):
-                with contextlib.suppress(OSError):
-                    tc.remove_clsact(door, ifindex)
-            marker.unlink()
+        ours = note.exists() and note.read_text() == f"made {ifindex}"
+        if ours and not tc.ingress_programs(door, ifindex):
+            with contextlib.suppress(OSError):
+                tc.remove_clsact(door, ifindex)
+    note.unlink(missing_ok=True)
 
 
 def hung_uplinks(pins: Pins) -> set[str]:

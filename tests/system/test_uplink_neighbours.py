@@ -411,6 +411,8 @@ def test_the_clsact_hook_works_beside_a_foreign_filter(lone: Lone, sandbox: Sand
             hooks.hang_uplink(ip, door, node.pins, "uplink0", tcx=False)
             hooks.hang_uplink(ip, door, node.pins, "uplink0", tcx=False)  # once is enough
 
+            # An uplink that is taken out of the configuration is found, and its hook goes.
+            assert hooks.hung_uplinks(node.pins) == {"uplink0"}
             assert len(tc.ingress_programs(door, index_of(ip, "uplink0"))) == 2
             lone.send(lone.outer(lone.inner("10.0.1.5")))
             assert server.recv(100) == b"hello"
@@ -419,6 +421,7 @@ def test_the_clsact_hook_works_beside_a_foreign_filter(lone: Lone, sandbox: Sand
             assert watcher.count == 2
 
             hooks.drop_uplink(ip, door, node.pins, "uplink0")
+            assert hooks.hung_uplinks(node.pins) == set()
             lone.send(lone.outer(b"no longer ours"))
             assert listener.recv(100) == b"no longer ours"
             assert watcher.count == 3
