@@ -66,10 +66,37 @@ class Child:
         """Start the process."""
         loop = asyncio.get_running_loop()
         self._again = None
-        ours = theirs = None
-        if self._on_start is not None:
-            ours, theirs = socket.socketpair()
-        number = -1 if theirs is None else theirs.fileno()
+        ours = theirs = process = None
+        try:
+            if self._on_start is not None:
+                ours, theirs = socket.socketpair()
+            process = self._spawn(theirs)
+            self._pidfd = os.pidfd_open(process.pid)
+        except (OSError, subprocess.SubprocessError) as error:
+            if ours is not None:
+                ours.close()
+            if process is not None:  # nobody would see it die
+                process.kill()
+                process.wait()
+            self._log.warning("child-not-started", child=self.name, error=error)
+            self._wait_and_retry(f"{self.name} could not be started: {error}")
+            return
+        finally:
+            if theirs is not None:
+                theirs.close()
+        self._process = process
+        self._started_at = loop.time()
+        self._ended = asyncio.Event()
+        loop.add_reader(self._pidfd, self._died)
+        self.alive = True
+        self._well = loop.call_later(self._waited, self._is_well)
+        self._log.info("child-started", child=self.name, child_pid=self._process.pid)
+        if self._on_start is not None and ours is not None:
+            ours.setblocking(False)
+            self._on_start(ours)
+
+    def _spawn(self, channel: socket.socket | None) -> subprocess.Popen[bytes]:
+        number = -1 if channel is None else channel.fileno()
         end_with_us = ending_with_parent(signal.SIGTERM)
         cpus = self._cpus
 
@@ -80,35 +107,15 @@ class Child:
             if number >= 0:
                 os.dup2(number, CHANNEL, inheritable=True)
 
-        try:
-            # Descriptors of ours are all close-on-exec, so nothing else is passed on;
-            # close_fds would close the channel as well.
-            self._process = subprocess.Popen(
-                self._arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                close_fds=False,
-                preexec_fn=between_fork_and_exec,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            if ours is not None:
-                ours.close()
-            self._log.warning("child-not-started", child=self.name, error=error)
-            self._wait_and_retry(f"{self.name} could not be started: {error}")
-            return
-        finally:
-            if theirs is not None:
-                theirs.close()
-        self._started_at = loop.time()
-        self._ended = asyncio.Event()
-        self._pidfd = os.pidfd_open(self._process.pid)
-        loop.add_reader(self._pidfd, self._died)
-        self.alive = True
-        self._well = loop.call_later(self._waited, self._is_well)
-        self._log.info("child-started", child=self.name, child_pid=self._process.pid)
-        if self._on_start is not None and ours is not None:
-            ours.setblocking(False)
-            self._on_start(ours)
+        # Descriptors of ours are all close-on-exec, so nothing else is passed on;
+        # close_fds would close the channel as well.
+        return subprocess.Popen(
+            self._arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            close_fds=False,
+            preexec_fn=between_fork_and_exec,
+        )
 
     async def stop(self, seconds: float = 5.0) -> None:
         """End the process and wait for that; SIGKILL after the given time."""
