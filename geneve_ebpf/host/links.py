@@ -271,7 +271,7 @@ def index_by_name(door: RouteSocket, name: str) -> int:
     return int(struct.unpack_from("i", answer, 16)[0])
 
 
-def wait_transmits(door: RouteSocket, index: int, patience: float = 10.0) -> None:
+def wait_transmits(door: RouteSocket, index: int, patience: float) -> None:
     """Return once an interface that is up transmits. Raises TimeoutError after `patience` seconds.
 
     A veth whose peer came up after it has its carrier at once, but silently

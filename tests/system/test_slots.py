@@ -15,6 +15,7 @@ import pytest
 from geneve_ebpf.host import namespaces, slots
 from geneve_ebpf.host.netlink import RouteSocket
 from geneve_ebpf.host.settings import Settings
+from geneve_ebpf.host.slots import GivenKind
 from geneve_ebpf.host.slots.kinds import NamespaceKind
 from tests.nodes import Bed, Node, eventually, inside, run, socket_in
 
@@ -162,3 +163,28 @@ def test_a_thread_that_cannot_come_back_from_a_namespace_ends_its_process(
     finally:
         namespaces.enter(home)
         os.close(home)
+
+
+def test_who_takes_eth0_down_at_once_has_no_slot(node: Node) -> None:
+    """Two seconds are waited, as no other slot is made meanwhile; of this one nothing is
+    left."""
+
+    class Hostile(GivenKind):
+        """Root in the namespace was quicker than we."""
+
+        def furnish(self, place, draft):
+            super().furnish(place, draft)
+            run("ip", "-n", netns.name, "link", "set", "eth0", "down")
+
+    netns = node.bed.namespace("hostile")
+    namespace = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        kind = Hostile(namespace, "eth0")
+        with namespaces.entering(node.netns), RouteSocket() as door:
+            assert kind.patience == 2 < NamespaceKind.patience
+            with pytest.raises(TimeoutError, match="does not transmit"):
+                slots.make(door, node.place, 3, kind)
+        assert "eth0" not in run("ip", "-n", netns.name, "link")
+        assert "gnv3" not in node.run("ip", "link")
+    finally:
+        os.close(namespace)

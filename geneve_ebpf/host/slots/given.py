@@ -30,6 +30,7 @@ class GivenKind(NamespaceKind):
     namespace: int
     interface: str
     namespaced = False
+    patience = 2.0  # somebody else has the namespace, and may take eth0 down as often as it is up
 
     def prepare(self, place: Place, draft: Draft, settings: Settings) -> None:
         """Look whether the interface can be there. Raises INTERFACE_EXISTS if there is one."""

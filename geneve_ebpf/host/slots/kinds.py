@@ -97,6 +97,7 @@ class NamespaceKind:
     name = SlotKind.NAMESPACE
     namespaced = True
     interface = GUEST_INTERFACE  # inside
+    patience = 10.0  # seconds until eth0 must transmit; no other slot is made meanwhile
 
     def prepare(self, place: Place, draft: Draft, settings: Settings) -> None:
         """No router is believed that speaks unasked. Interfaces to come inherit that."""
@@ -166,7 +167,8 @@ class NamespaceKind:
     def settle(self, place: Place, draft: Draft) -> None:
         """eth0 was up before its peer: its first frames must not be lost."""
         inside = draft.socket()
-        links.wait_transmits(inside, links.index_by_name(inside, self.interface))
+        eth0 = links.index_by_name(inside, self.interface)
+        links.wait_transmits(inside, eth0, self.patience)
 
 
 NAMESPACE = NamespaceKind()
