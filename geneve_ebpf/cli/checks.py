@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from geneve_ebpf.errors import GeneveError
-
-if TYPE_CHECKING:
-    from geneve_ebpf.model import NodeSettings
+from geneve_ebpf.model import NodeSettings, SlotKind
 
 NEIGHBOURS_WANTED = 16384  # entries; one table for all namespaces of the machine
 DISK_WANTED = 256 << 20  # bytes; desired state of 1 M routes is about half of it
 IPV6_MTU_MIN = 1280  # RFC 8200 section 5
-SLOT_MEMORY = 400 << 10  # bytes of kernel memory; measured by the bench as make.slot
+# Bytes of kernel memory that a slot takes, as `script/bench slots` measures it.
+SLOT_MEMORY = {
+    SlotKind.NAMESPACE: 335 << 10,
+    SlotKind.TAP: 430 << 10,
+    SlotKind.HOST_TAP: 80 << 10,
+}
 
 
 class Verdict(str, Enum):
@@ -56,7 +58,7 @@ def examine(settings: NodeSettings | None) -> Iterator[Check]:
     yield _neighbours()
     yield from _disk(settings)
     if settings is not None:
-        yield _memory(settings.slots)
+        yield _memory(settings.targets)
     with _node_namespace(settings) as failed:
         if failed is not None:
             yield failed
@@ -182,8 +184,9 @@ def _disk(settings: NodeSettings | None) -> Iterator[Check]:
             )
 
 
-def _memory(slots: int) -> Check:
-    wanted = slots * SLOT_MEMORY
+def _memory(targets: dict[SlotKind, int]) -> Check:
+    slots = sum(targets.values())
+    wanted = sum(number * SLOT_MEMORY[kind] for kind, number in targets.items())
     available = 0
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):

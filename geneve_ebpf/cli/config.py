@@ -25,10 +25,12 @@ def check(
     config, problems = config_check.check(file)
     if config is not None:
         node = config.node
+        targets = node.targets.items()
+        kept = ", ".join(f"{number} {kind.value} slots" for kind, number in targets if number)
         output.emit(
             output.document("config-check", ok=True, problems=[]),
             f"{file}: well: node {node.name}, VTEP {node.vtep} by {', '.join(node.uplinks)},"
-            f" {node.slots} slots",
+            f" {kept or 'no slots'}",
         )
         return
     if output.json_wanted:

@@ -86,8 +86,19 @@ def look_after(settings: NodeSettings) -> None:
 
 
 def fingerprint(settings: NodeSettings) -> str:
-    """Names all that a node is made with; how many slots it keeps, and who reads it, may change."""
-    lasting = replace(settings, slots=0, metrics_listen="", address_rest=0.0)
+    """Names all that `bring_up` makes a node with. The rest is the agent's and the slot process's,
+    who see to it at their start: slots to keep, who opens taps, merging, metrics, addresses' rest.
+    """
+    lasting = replace(
+        settings,
+        slots=0,
+        tap_slots=0,
+        host_tap_slots=0,
+        tap_owner=0,
+        metrics_listen="",
+        address_rest=0.0,
+        merge="",
+    )
     return hashlib.sha256(lasting.as_json().encode()).hexdigest()[:16]
 
 

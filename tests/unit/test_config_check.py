@@ -31,11 +31,19 @@ def checked(tmp_path: Path, text: str, *options: str) -> int:
     return run(["config", "check", str(path), *options])
 
 
-def test_a_good_file_is_said_to_be_well(tmp_path, capsys):
-    assert checked(tmp_path, GOOD) == 0
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ("", "16 namespace slots"),
+        ("slots = 2\ntap_slots = 3\n", "2 namespace slots, 3 tap slots"),
+        ("slots = 0\n", "no slots"),
+    ],
+)
+def test_a_good_file_is_said_to_be_well(tmp_path, capsys, more, kept):
+    assert checked(tmp_path, GOOD + more) == 0
 
     out, err = capsys.readouterr()
-    assert out.endswith("well: node default, VTEP 192.0.2.1 by eth1, 16 slots\n")
+    assert out.endswith(f"well: node default, VTEP 192.0.2.1 by eth1, {kept}\n")
     assert err == ""
 
 
