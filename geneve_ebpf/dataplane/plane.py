@@ -7,12 +7,16 @@ the agent, netlink or BCC. One process writes, any number may read.
 
 from __future__ import annotations
 
+import errno
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from geneve_ebpf.abi import (
+    Binding,
     Direction,
     Key32,
+    SlotCounters,
     TrafficRow,
     drop_reasons,
     event_kinds,
@@ -30,19 +34,23 @@ from geneve_ebpf.loader import source
 from geneve_ebpf.loader.maps import Table
 from geneve_ebpf.loader.pins import Pins
 
-# How long a reader waits out a fold of counters before it takes what it sees:
-# the writer may have died in the middle.
-_FOLD_PATIENCE = 100
+# Seconds that a reader waits for a moment without a fold of counters: the writer may have died in
+# the middle of one.
+_FOLD_PATIENCE = 0.25
 
 
 class DataPlane(Sandboxes):
     """The maps of one node. Use `open`, or `bring_up` which also prepares the node."""
 
-    def __init__(self, pins: Pins, *, writable: bool) -> None:
-        super().__init__(pins, writable=writable)
+    def _open(self, pins: Pins, writable: bool, opened: ExitStack) -> None:
+        super()._open(pins, writable, opened)
         self._pins = pins
-        self._drops: Table[Key32, TrafficRow] = Table(pins.map("drop_counts"), Key32, TrafficRow)
-        self._events: Table[Key32, TrafficRow] = Table(pins.map("event_counts"), Key32, TrafficRow)
+        self._drops: Table[Key32, TrafficRow] = opened.enter_context(
+            closing(Table(pins.map("drop_counts"), Key32, TrafficRow))
+        )
+        self._events: Table[Key32, TrafficRow] = opened.enter_context(
+            closing(Table(pins.map("event_counts"), Key32, TrafficRow))
+        )
 
     @classmethod
     def open(cls, run_directory: Path, *, writable: bool = True) -> DataPlane:
@@ -60,12 +68,6 @@ class DataPlane(Sandboxes):
                 hint="start the agent: geneve-ebpf agent run --config FILE",
             )
         return cls(pins, writable=writable)
-
-    def close(self) -> None:
-        """Give back descriptors and mappings; what is pinned goes on forwarding."""
-        super().close()
-        self._drops.close()
-        self._events.close()
 
     # -- facts
 
@@ -87,19 +89,37 @@ class DataPlane(Sandboxes):
     # -- reading
 
     def vpc_totals(self) -> dict[int, Counters]:
-        """Traffic by VNI: of sandboxes that are gone, and of those that are here."""
-        totals: dict[int, Counters] = {}
-        for _ in range(_FOLD_PATIENCE):
-            before = self._state.copy(0).fold_sequence
-            totals = {key.value: sum_counters([row]) for key, row in self._folded.items()}
-            for slot in self.slots():
-                vni = self._bindings.copy(slot.index).vni
-                if vni:
-                    totals[vni] = totals.get(vni, Counters()) + self.counters(slot.index)
-            if before % 2 == 0 and self._state.copy(0).fold_sequence == before:
-                break
-            time.sleep(0.0005)
+        """Traffic by VNI: of sandboxes that are gone, and of those that are here.
+
+        No total is ever less than one that was read before. Raises TimeoutError when a fold
+        of counters was begun and does not end.
+        """
+        # Slots may go meanwhile, as there are thousands. Whose counters have passed to their
+        # VPC by the moment that the latter's are read is left out below.
+        here = {}
+        for slot in self.slots():
+            tenant = _tenant(self._bindings.copy(slot.index))
+            if tenant[0]:
+                here[slot.index] = tenant, self.counters(slot.index)
+        folded, bindings = self._folded_at_once()
+        totals = {key.value: sum_counters([row]) for key, row in folded}
+        for index, (tenant, counters) in here.items():
+            row = Binding.from_buffer_copy(bindings, index * self._bindings.step)
+            if _tenant(row) == tenant:
+                totals[row.vni] = totals.get(row.vni, Counters()) + counters
         return totals
+
+    def _folded_at_once(self) -> tuple[list[tuple[Key32, SlotCounters]], bytes]:
+        """The counters of VPCs, and all bindings, as they were at one moment."""
+        end = time.monotonic() + _FOLD_PATIENCE
+        while True:
+            before = self._state.copy(0).fold_sequence
+            found = list(self._folded.items()), bytes(self._bindings.memory)
+            if before % 2 == 0 and self._state.copy(0).fold_sequence == before:
+                return found
+            if time.monotonic() > end:
+                raise TimeoutError(errno.ETIMEDOUT, "counters of a slot are being folded for long")
+            time.sleep(0.0005)
 
     def drops(self) -> list[Drops]:
         """Every reason in both directions, those that never happened included."""
@@ -137,3 +157,9 @@ class DataPlane(Sandboxes):
             self._vteps,
             self._folded,
         )  # type: ignore[return-value]
+
+
+def _tenant(row: Binding) -> tuple[int, int, int]:
+    """Whose a slot's counters are: VNI (0: nobody's), interface and time of the attach. Another
+    slot of the same index has another one."""
+    return row.vni, row.ifindex, row.attached_at

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from geneve_ebpf.abi import (
@@ -47,27 +48,35 @@ class Routes:
     """The maps that say where to, and the next hops they share; a part of `DataPlane`."""
 
     def __init__(self, pins: Pins, *, writable: bool) -> None:
-        self._state = SharedArray(pins.map("node_state"), NodeState, writable=writable)
-        self._exact: Table[HostKey, RouteValue] = Table(
-            pins.map("routes_exact"), HostKey, RouteValue
+        with ExitStack() as opened:
+            self._open(pins, writable, opened)
+            self._opened = opened.pop_all()
+
+    def _open(self, pins: Pins, writable: bool, opened: ExitStack) -> None:
+        """Open maps; what is in `opened` is closed with this object, or if the next one fails."""
+        self._state = opened.enter_context(
+            closing(SharedArray(pins.map("node_state"), NodeState, writable=writable))
         )
-        self._lpm: Table[RouteKey, RouteValue] = Table(pins.map("routes_lpm"), RouteKey, RouteValue)
-        self._nexthops: Table[Key32, NexthopValue] = Table(
-            pins.map("nexthops"), Key32, NexthopValue
+        self._exact: Table[HostKey, RouteValue] = opened.enter_context(
+            closing(Table(pins.map("routes_exact"), HostKey, RouteValue))
         )
-        self._vteps: Table[Address, VtepValue] = Table(pins.map("vteps"), Address, VtepValue)
+        self._lpm: Table[RouteKey, RouteValue] = opened.enter_context(
+            closing(Table(pins.map("routes_lpm"), RouteKey, RouteValue))
+        )
+        self._nexthops: Table[Key32, NexthopValue] = opened.enter_context(
+            closing(Table(pins.map("nexthops"), Key32, NexthopValue))
+        )
+        self._vteps: Table[Address, VtepValue] = opened.enter_context(
+            closing(Table(pins.map("vteps"), Address, VtepValue))
+        )
         config = read_config(pins)
         self._gateway_mac, self._own_vtep = config.gateway_mac, config.vtep
         # (vtep, mtu, mac) -> id, of the next hops in the map
         self._nexthop_ids: dict[tuple[bytes, int, bytes], int] | None = None
 
     def close(self) -> None:
-        """Give back descriptors and mappings."""
-        self._state.close()
-        self._exact.close()
-        self._lpm.close()
-        self._nexthops.close()
-        self._vteps.close()
+        """Give back descriptors and mappings; what is pinned goes on forwarding."""
+        self._opened.close()
 
     def add_vtep(self, vtep: Vtep) -> None:
         """Accept Geneve from this sender; a known one gets the new MTU, its routes too.

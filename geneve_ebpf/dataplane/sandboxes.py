@@ -7,6 +7,7 @@ import contextlib
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv6Address
 
 from geneve_ebpf.abi import (
@@ -59,35 +60,32 @@ _STATE_WORD = Binding.state.offset // 4
 class Sandboxes(Routes):
     """The slots of one node, their sandboxes and what they count."""
 
-    def __init__(self, pins: Pins, *, writable: bool) -> None:
-        super().__init__(pins, writable=writable)
-        self._bindings = SharedArray(pins.map("bindings"), Binding, writable=writable)
+    def _open(self, pins: Pins, writable: bool, opened: ExitStack) -> None:
+        super()._open(pins, writable, opened)
+        self._bindings = opened.enter_context(
+            closing(SharedArray(pins.map("bindings"), Binding, writable=writable))
+        )
         self._state_words = self._state.view("Q")
         # A generation is published by one aligned 8-byte store, which a struct
         # module's pack is not (it zeroes first, and goes field by field).
         self._words = self._bindings.view("Q")
         self._words_per_row = self._bindings.step // 8
         self._halves = self._bindings.view("I")
-        self._slots_by_ifindex = Table(pins.map("slot_by_ifindex"), *MAPS["slot_by_ifindex"])
-        self._endpoints: Table[EndpointKey, EndpointValue] = Table(
-            pins.map("endpoints"), EndpointKey, EndpointValue
+        self._slots_by_ifindex = opened.enter_context(
+            closing(Table(pins.map("slot_by_ifindex"), *MAPS["slot_by_ifindex"]))
+        )
+        self._endpoints: Table[EndpointKey, EndpointValue] = opened.enter_context(
+            closing(Table(pins.map("endpoints"), EndpointKey, EndpointValue))
         )
         # Keys of `endpoints`, for who inserts many: the kernel has no such call that refuses
         # what is there already. None: not read yet.
         self._held: set[bytes] | None = None
-        self._counters: Table[Key32, SlotCounters] = Table(
-            pins.map("slot_counters"), Key32, SlotCounters
+        self._counters: Table[Key32, SlotCounters] = opened.enter_context(
+            closing(Table(pins.map("slot_counters"), Key32, SlotCounters))
         )
-        self._folded: Table[Key32, SlotCounters] = Table(
-            pins.map("vpc_counters"), Key32, SlotCounters
+        self._folded: Table[Key32, SlotCounters] = opened.enter_context(
+            closing(Table(pins.map("vpc_counters"), Key32, SlotCounters))
         )
-
-    def close(self) -> None:
-        """Give back descriptors and mappings."""
-        super().close()
-        self._bindings.close()
-        for table in (self._slots_by_ifindex, self._endpoints, self._counters, self._folded):
-            table.close()
 
     @property
     def generation(self) -> int:
@@ -321,7 +319,8 @@ class Sandboxes(Routes):
         """
         binding = self._bindings.row(index)
         state = self._state.row(0)
-        # Whoever is killed in here leaves the slot known, and it is removed once more.
+        # Whoever is killed in here leaves the slot known, and it is removed once more. Only in
+        # the moment between the VPC's new total and `vni = 0` is its traffic then counted twice.
         state.fold_sequence |= 1
         if binding.vni:
             vni = Key32(binding.vni)

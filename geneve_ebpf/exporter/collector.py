@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 from prometheus_client.core import (
@@ -62,6 +63,7 @@ class NodeCollector(Collector):
         for source, read in (
             ("latency", self._latency),
             ("dataplane", lambda: self._data_plane(names)),
+            ("vpcs", lambda: self._vpcs(names)),
         ):
             try:
                 families = read()
@@ -98,8 +100,7 @@ class NodeCollector(Collector):
         return [family]
 
     def _data_plane(self, names: dict[int, str]) -> list[Metric]:
-        plane = DataPlane.open(self._settings.run_directory, writable=False)
-        try:
+        with self._plane() as plane:
             families: list[Metric] = [
                 _labelled(metrics.BUILD_INFO, {(__version__, plane.layout, plane.program): 1.0}),
                 self._slots(plane),
@@ -108,14 +109,6 @@ class NodeCollector(Collector):
                     {
                         (kind.value,): float(number)
                         for kind, number in self._settings.targets.items()
-                    },
-                ),
-                *_traffic(
-                    metrics.VPC_PACKETS,
-                    metrics.VPC_BYTES,
-                    {
-                        (names.get(vni, f"vni:{vni}"),): counters
-                        for vni, counters in plane.vpc_totals().items()
                     },
                 ),
                 _counter(
@@ -147,8 +140,17 @@ class NodeCollector(Collector):
                     },
                 )
             return families
-        finally:
-            plane.close()
+
+    def _vpcs(self, names: dict[int, str]) -> list[Metric]:
+        with self._plane() as plane:
+            totals = plane.vpc_totals()
+        rows: dict[tuple[str, ...], Counters] = {
+            (names.get(vni, f"vni:{vni}"),): counters for vni, counters in totals.items()
+        }
+        return _traffic(metrics.VPC_PACKETS, metrics.VPC_BYTES, rows)
+
+    def _plane(self) -> closing[DataPlane]:
+        return closing(DataPlane.open(self._settings.run_directory, writable=False))
 
     @staticmethod
     def _slots(plane: DataPlane) -> Metric:

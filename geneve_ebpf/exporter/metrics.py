@@ -123,7 +123,8 @@ SCRAPE_ERROR = Metric(
     "geneve_ebpf_scrape_error",
     "gauge",
     ("source",),
-    "Whether a source (dataplane, state, latency) could not be read; its metrics are then missing.",
+    "Whether a source (dataplane, vpcs, state, latency) could not be read; its metrics are then"
+    " missing.",
 )
 
 METRICS = (

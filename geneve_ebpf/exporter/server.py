@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -17,13 +19,44 @@ from geneve_ebpf.host import namespaces
 from geneve_ebpf.model import NodeSettings
 
 Respond = Callable[..., Any]
+CONNECTIONS_MAX = 16  # scrapes and idle ones
+BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\n\r\n"
 PAGE = b"<!doctype html><title>geneve-ebpf</title><p>geneve-ebpf: <a href=/metrics>metrics</a>\n"
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """One thread a request, so that a scraper which reads slowly holds up nobody."""
+    """One thread a connection, so that a scraper which reads slowly holds up nobody.
+
+    So many at a time: the threads are the service's, which may not have many.
+    """
 
     daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._free = threading.Semaphore(CONNECTIONS_MAX)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection beside others, or say that they are too many."""
+        if not self._free.acquire(blocking=False):
+            with contextlib.suppress(OSError):
+                request.setblocking(False)
+                request.send(BUSY)
+                request.recv(1 << 16)  # closed on what is unread, the answer would not arrive
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread for it
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """In the thread of its own."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
 
 class _Server6(_Server):

@@ -16,7 +16,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.loader import bpf
@@ -43,20 +43,23 @@ class Table(Generic[K, V]):
 
     def __init__(self, path: Path, key: type[K], value: type[V]) -> None:
         self.name = path.name
-        self._fd = bpf.open_pin(path)
         self._key_type, self._value_type = key, value
-        info = bpf.map_info(self._fd)
-        if (info.key_size, info.value_size) != (ctypes.sizeof(key), ctypes.sizeof(value)):
+        self._fd = bpf.open_pin(path)
+        try:
+            info = bpf.map_info(self._fd)
+            if (info.key_size, info.value_size) != (ctypes.sizeof(key), ctypes.sizeof(value)):
+                raise GeneveError(
+                    Code.LAYOUT_MISMATCH,
+                    f"map {path.name} holds {info.key_size}-byte keys and "
+                    f"{info.value_size}-byte values, not {ctypes.sizeof(key)} and "
+                    f"{ctypes.sizeof(value)}",
+                    hint="take the node down with the version that made it",
+                )
+            self._cpus = possible_cpus() if info.type in _PER_CPU else 1
+        except BaseException:
             os.close(self._fd)
-            raise GeneveError(
-                Code.LAYOUT_MISMATCH,
-                f"map {path.name} holds {info.key_size}-byte keys and "
-                f"{info.value_size}-byte values, not {ctypes.sizeof(key)} and "
-                f"{ctypes.sizeof(value)}",
-                hint="take the node down with the version that made it",
-            )
+            raise
         self.max_entries = info.max_entries
-        self._cpus = possible_cpus() if info.type in _PER_CPU else 1
         # A per-CPU value is padded to eight bytes for each CPU.
         size = info.value_size if self._cpus == 1 else -(-info.value_size // 8) * 8 * self._cpus
         self._key = ctypes.create_string_buffer(info.key_size)
@@ -164,6 +167,20 @@ class Table(Generic[K, V]):
     def items(self) -> Iterator[tuple[K, V]]:
         """Every element, a thousand a system call. Not for per-CPU maps."""
         key_size, value_size = len(self._key), len(self._value)
+        for count, keys, values in self._batches():
+            for index in range(count):
+                yield (
+                    self._key_type.from_buffer_copy(keys, index * key_size),
+                    self._value_type.from_buffer_copy(values, index * value_size),
+                )
+
+    def count(self) -> int:
+        """How many elements a hash or trie holds."""
+        return sum(count for count, _, _ in self._batches())
+
+    def _batches(self) -> Iterator[tuple[int, ctypes.Array[Any], ctypes.Array[Any]]]:
+        """How many elements were read, and their keys and values, until the next is taken."""
+        key_size, value_size = len(self._key), len(self._value)
         room = min(_BATCH, self.max_entries)
         keys = ctypes.create_string_buffer(key_size * room)
         values = ctypes.create_string_buffer(value_size * room)
@@ -193,11 +210,7 @@ class Table(Generic[K, V]):
                 last = True
             first = False
             (count,) = struct.unpack_from("<I", attr.raw, 32)
-            for index in range(count):
-                yield (
-                    self._key_type.from_buffer_copy(keys, index * key_size),
-                    self._value_type.from_buffer_copy(values, index * value_size),
-                )
+            yield count, keys, values
             if last:
                 return
 
@@ -236,10 +249,6 @@ class Table(Generic[K, V]):
             bpf.call(bpf.MAP_UPDATE_BATCH, attr)
         except OSError as error:
             raise self._full(error) from None
-
-    def count(self) -> int:
-        """How many elements a hash or trie holds."""
-        return sum(1 for _ in self.items())
 
 
 class SharedArray(Generic[V]):

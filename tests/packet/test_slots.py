@@ -61,6 +61,51 @@ def test_a_removal_cut_short_is_done_again_and_counts_once(monkeypatch, table, c
         assert node.plane.counters(0).tx_local == Traffic()
 
 
+def test_a_slot_that_goes_while_totals_are_read_counts_once(monkeypatch):
+    """Where slots come and go all the time no reading would be without one that goes."""
+    with loaded(2) as node:
+        node.attach(0, "alice", BLUE, ALICE)
+        node.attach(1, "bob", BLUE, BOB)
+        assert node.sends(from_guest(UDP(sport=1, dport=2), BOB)).counted == {}
+        before = node.plane.vpc_totals()
+        assert before[BLUE].tx_local == before[BLUE].rx_local == Traffic(1, 28)
+        read = node.plane.counters
+
+        def read_and_go(slot):
+            monkeypatch.undo()
+            counted = read(slot)
+            node.plane.detach(slot)
+            node.plane.remove_slot(slot)
+            node.plane.add_slot(slot, 1)  # and another is there at once
+            node.attach(slot, "dora", BLUE, DORA)
+            return counted
+
+        monkeypatch.setattr(node.plane, "counters", read_and_go)
+        assert node.plane.vpc_totals() == before
+        assert node.plane.attachment(0).sandbox == "dora"
+        assert node.plane.vpc_totals() == before
+
+
+def test_totals_are_not_told_in_the_middle_of_a_fold(monkeypatch):
+    """The process that folded has died there. The next one ends it."""
+    with loaded(2) as node:
+        node.attach(0, "alice", BLUE, ALICE)
+        before = node.plane.vpc_totals()
+        node.plane.detach(0)
+
+        def die(*_):
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(node.plane._folded, "set", die)
+            with pytest.raises(Killed):
+                node.plane.remove_slot(0)
+        with pytest.raises(TimeoutError, match="folded for long"):
+            node.plane.vpc_totals()
+        node.plane.repair()
+        assert node.plane.vpc_totals() == before
+
+
 def test_an_attach_cut_short_leaves_no_address_to_the_next(monkeypatch):
     """A killed agent's half-attached sandbox had one of IPv6; who gets the slot then has none."""
     with loaded(1) as node:

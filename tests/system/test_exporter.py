@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from geneve_ebpf.exporter.metrics import METRICS
+from geneve_ebpf.exporter.server import CONNECTIONS_MAX
 from geneve_ebpf.host import namespaces
 from geneve_ebpf.loader.pins import Pins
 from lab.network import Lab, Node
@@ -213,6 +215,26 @@ def test_other_paths_are_not_found(lab):
 
     assert "/metrics" in get(node, "/")[1]
     assert get(node, "/nothing")[0] == 404
+
+
+def test_idle_connections_do_not_take_threads_without_end(lab):
+    """Beyond so many somebody is told to come again, and is served when they are gone."""
+    node = lab.nodes[0]
+    with contextlib.ExitStack() as idle:
+        with namespaces.entering(node.netns):
+            for _ in range(CONNECTIONS_MAX):
+                idle.enter_context(socket.create_connection(("127.0.0.1", 16081), timeout=10))
+        assert eventually(lambda: status(node) == 503)
+
+    assert eventually(lambda: status(node) == 200)
+
+
+def status(node: Node) -> int:
+    """Of an answer; 0 if there was none."""
+    try:
+        return get(node, "/")[0]
+    except OSError:
+        return 0
 
 
 def test_the_exporter_is_not_the_agent_and_ends_with_it(lab):

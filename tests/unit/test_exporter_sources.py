@@ -46,6 +46,7 @@ def test_a_node_that_is_down_is_said_to_be_down(sample):
     """No agent, no data plane: two metrics say so, and no counter pretends to be 0."""
     assert sample("agent_up") == 0
     assert sample("scrape_error", source="dataplane") == 1
+    assert sample("scrape_error", source="vpcs") == 1
     assert sample("scrape_error", source="state") == 0
     assert sample("scrape_error", source="latency") == 0
     assert sample("events_total", event="unknown_vtep") is None
