@@ -119,8 +119,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or sys.stdout is None:
+            if sys.stdout is not None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             output.note(f"error: the answer could not be written: {error.strerror}")
             return Exit.FAILED.value
         if not isinstance(error, BrokenPipeError):

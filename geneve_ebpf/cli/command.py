@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import typer
@@ -26,6 +27,20 @@ def agent(timeout: float = 30) -> AgentClient:
     if _host:
         return AgentClient.from_host(_host, timeout)
     return AgentClient.from_environment(timeout)
+
+
+def finite(seconds: float | None) -> float | None:
+    """A number of seconds that ends: what `min` and `max` let pass is not always one."""
+    if seconds is not None and not math.isfinite(seconds):
+        raise typer.BadParameter(f"{seconds} is no number of seconds.")
+    return seconds
+
+
+def given_or_none(text: str | None) -> str | None:
+    """What an option says. An empty word is refused: it is a script's empty variable."""
+    if text == "":
+        raise typer.BadParameter("it is empty.")
+    return text
 
 
 def _json_option(on_root: bool) -> TyperOption:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from geneve_ebpf.cli import output
-from geneve_ebpf.cli.command import agent
+from geneve_ebpf.cli.command import agent, finite
 from geneve_ebpf.client import AgentClient
 
 Key = tuple[str, str]
@@ -25,7 +25,15 @@ def drops(
         bool, typer.Option("--watch", help="Print what is added, until interrupted.")
     ] = False,
     interval: Annotated[
-        float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="Between two looks.")
+        float,
+        typer.Option(
+            "--interval",
+            metavar="SECONDS",
+            min=0.1,
+            max=86400,
+            callback=finite,
+            help="Between two looks.",
+        ),
     ] = 1.0,
 ) -> None:
     """Packets that were dropped, counted once each under one reason."""

@@ -16,10 +16,17 @@ Words = Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARG]...", show_
 
 def command_of(words: list[str], before: str) -> list[str]:
     """The command in what follows `before` on the line. Raises BAD_REQUEST if there is none."""
-    words = words[1:] if words[0] == "--" else words
+    first, *others = words
+    words = others if first == "--" else words
     if not words:
         raise GeneveError(
             Code.BAD_REQUEST, "no command to run", hint=f"{before} -- COMMAND [ARG]..."
+        )
+    if first.startswith("-") and "--" in others:
+        raise GeneveError(
+            Code.BAD_REQUEST,
+            f"{first} is no command",
+            hint=f"options go before what they are for: {before} -- COMMAND [ARG]...",
         )
     return words
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from geneve_ebpf.cli import output
-from geneve_ebpf.cli.command import Command, agent, noun
+from geneve_ebpf.cli.command import Command, agent, finite, noun
 from geneve_ebpf.client import AgentClient
 from geneve_ebpf.errors import Code, GeneveError
 
@@ -27,6 +27,7 @@ def status(
             "--wait",
             metavar="SECONDS",
             min=0,
+            callback=finite,
             help="Wait so long for the node to be ready.",
             show_default=False,
         ),
@@ -85,7 +86,13 @@ def uncordon() -> None:
 def drain(
     timeout: Annotated[
         float,
-        typer.Option("--timeout", metavar="SECONDS", min=0, help="How long they may take."),
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            min=0,
+            callback=finite,
+            help="How long they may take.",
+        ),
     ] = 300,
 ) -> None:
     """Cordon the node and wait until nobody is left on it.

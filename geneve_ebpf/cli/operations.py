@@ -9,7 +9,8 @@ from urllib.parse import quote
 import typer
 
 from geneve_ebpf.cli import output
-from geneve_ebpf.cli.command import Command, agent, noun
+from geneve_ebpf.cli.command import Command, agent, finite, noun
+from geneve_ebpf.errors import Code, GeneveError
 
 app = noun("operations", "Attaches that nobody waited for, and what became of them.")
 
@@ -47,7 +48,12 @@ def show(
     wait: Annotated[
         float,
         typer.Option(
-            "--wait", metavar="SECONDS", min=0, help="Wait so long for its end.", show_default=False
+            "--wait",
+            metavar="SECONDS",
+            min=0,
+            callback=finite,
+            help="Wait so long for its end.",
+            show_default=False,
         ),
     ] = 0,
 ) -> None:
@@ -79,6 +85,8 @@ def drop(operations: Ids = None, failed: Failed = False) -> None:
 
 
 def _change(verb: str, done: str, operations: list[str] | None, failed: bool) -> None:
+    if not operations and not failed:
+        raise GeneveError(Code.BAD_REQUEST, "no operation is named", hint="name them, or --failed")
     body: dict[str, Any] = {"failed": True} if failed else {}
     if operations:
         body["operations"] = operations

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -30,15 +31,18 @@ def document(name: str, **fields: Any) -> dict[str, Any]:
 def emit(answer: dict[str, Any], *lines: str) -> None:
     """Print an answer: whole as one line of JSON after -j, else as these lines."""
     if json_wanted:
-        print(json.dumps(answer, separators=(",", ":")), flush=True)
+        print(json.dumps(answer, separators=(",", ":")))
+        flush()
         return
     for line in lines:
         print(line)
-    sys.stdout.flush()
+    flush()
 
 
 def flush() -> None:
-    """Let whoever reads stdout see what was printed."""
+    """Let whoever reads stdout see what was printed. Raises OSError if nobody can."""
+    if sys.stdout is None:  # closed before we began
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     sys.stdout.flush()
 
 

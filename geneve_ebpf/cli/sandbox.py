@@ -11,9 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from geneve_ebpf.cli import output
-from geneve_ebpf.cli.command import agent
+from geneve_ebpf.cli.command import agent, finite, given_or_none
 from geneve_ebpf.cli.execute import Words, command_of, execute
-from geneve_ebpf.cli.slot import Existing, Interface, Kind, Netns, given, parse_slot, place_of
+from geneve_ebpf.cli.slot import (
+    DEFAULT_INTERFACE,
+    INTERFACE,
+    NETNS,
+    Existing,
+    Kind,
+    given,
+    parse_slot,
+    place_of,
+)
 from geneve_ebpf.client import AgentClient
 from geneve_ebpf.errors import Code, Exit, GeneveError
 from geneve_ebpf.model import AddressMode, parse_address, parse_name
@@ -37,17 +46,18 @@ def attach(
         ),
     ] = None,
     slot: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--slot",
             metavar="SLOT",
+            callback=given_or_none,
             help="A slot that was reserved; default: any ready one.",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
     kind: Kind = None,
-    netns: Netns = "",
-    interface: Interface = "eth0",
+    netns: Annotated[str | None, NETNS] = None,
+    interface: Annotated[str | None, INTERFACE] = None,
     existing: Existing = False,
     mode: Annotated[
         AddressMode | None,
@@ -63,6 +73,7 @@ def attach(
             metavar="SECONDS",
             min=0,
             max=3600,
+            callback=finite,
             help="Wait so long for a slot; default: not at all.",
             show_default=False,
         ),
@@ -93,7 +104,7 @@ def attach(
                 field=key,
             )
         body[key] = str(one)
-    if slot:
+    if slot is not None:
         body["slot"] = parse_slot(slot)
     if kind is not None:
         body["kind"] = kind.value
@@ -131,21 +142,26 @@ def attach(
 
 @contextlib.contextmanager
 def _slot_in(
-    client: AgentClient, netns: str, interface: str, existing: bool, body: dict[str, Any]
+    client: AgentClient,
+    netns: str | None,
+    interface: str | None,
+    existing: bool,
+    body: dict[str, Any],
 ) -> Iterator[None]:
     """Have the attach that `body` asks for be in a namespace of the caller's, if he named one.
 
     The slot is made first; one that is new is given back if the attach fails. Not one of a veth
     that was there, which would go with it.
     """
-    if existing and not netns:
-        raise GeneveError(
-            Code.BAD_REQUEST,
-            "--existing says nothing without --netns",
-            hint="name the namespace that the interface is in",
-            field="existing",
-        )
-    if not netns:
+    if netns is None:
+        for name, said in (("interface", interface is not None), ("existing", existing)):
+            if said:
+                raise GeneveError(
+                    Code.BAD_REQUEST,
+                    f"--{name} says nothing without --netns",
+                    hint="name the namespace that the interface is in",
+                    field=name,
+                )
         yield
         return
     for other in ("slot", "kind"):
@@ -156,7 +172,8 @@ def _slot_in(
                 hint="give one of the two",
                 field=other,
             )
-    status, answer = client.request("POST", "/v1/slots", given(netns, interface, existing))
+    wanted = given(netns, interface or DEFAULT_INTERFACE, existing)
+    status, answer = client.request("POST", "/v1/slots", wanted)
     body["slot"] = answer["slot"]["id"]
     try:
         yield

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from geneve_ebpf.cli import output
-from geneve_ebpf.cli.command import Command, agent, noun
+from geneve_ebpf.cli.command import Command, agent, given_or_none, noun
 from geneve_ebpf.cli.execute import Words, command_of, execute
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import SlotKind
@@ -49,18 +49,21 @@ def reserve(
     output.emit(answer, "  ".join(filter(None, (slot["id"], slot["netns"], slot["tap"]))))
 
 
-Netns = Annotated[
-    str,
-    typer.Option(
-        "--netns",
-        metavar="PATH",
-        help="A network namespace of your own: the slot is made in there.",
-        show_default=False,
-    ),
-]
-Interface = Annotated[
-    str, typer.Option("--interface", metavar="NAME", help="The interface in there.")
-]
+NETNS = typer.Option(
+    "--netns",
+    metavar="PATH",
+    callback=given_or_none,
+    help="A network namespace of your own: the slot is made in there.",
+    show_default=False,
+)
+DEFAULT_INTERFACE = "eth0"
+INTERFACE = typer.Option(
+    "--interface",
+    metavar="NAME",
+    callback=given_or_none,
+    help=f"The interface in there; default: {DEFAULT_INTERFACE}.",
+    show_default=False,
+)
 Existing = Annotated[
     bool,
     typer.Option(
@@ -71,7 +74,11 @@ Existing = Annotated[
 
 
 @app.command(cls=Command)
-def add(netns: Netns, interface: Interface = "eth0", existing: Existing = False) -> None:
+def add(
+    netns: Annotated[str, NETNS],
+    interface: Annotated[str, INTERFACE] = DEFAULT_INTERFACE,
+    existing: Existing = False,
+) -> None:
     """Make a slot in a namespace of your own: prints its id, and where it is.
 
     Reserved, to be attached or released. The same again gives the same slot.

@@ -127,6 +127,16 @@ def test_an_agent_cannot_move_the_terminal(ask):
         ),
         (["slot", "release", "slot-01"], "bad_name"),
         (["netns-exec", "web", "--"], "bad_request"),
+        (["slot", "exec", "slot-1", "--fd", "9", "--", "true"], "bad_request"),
+        (["attach", "web", "--vpc", "blue", "--slot", ""], "bad_request"),
+        (["attach", "web", "--vpc", "blue", "--netns", ""], "bad_request"),
+        (["attach", "web", "--vpc", "blue", "--interface", "eth1"], "bad_request"),
+        (["attach", "web", "--vpc", "blue", "--timeout", "nan"], "bad_request"),
+        (["drops", "--watch", "--interval", "nan"], "bad_request"),
+        (["node", "status", "--wait", "inf"], "bad_request"),
+        (["node", "drain", "--timeout", "nan"], "bad_request"),
+        (["operations", "show", "op-1", "--wait", "nan"], "bad_request"),
+        (["operations", "retry"], "bad_request"),
         (["frobnicate"], "bad_request"),
         (["vpc", "frobnicate"], "bad_request"),
         (["list", "--frobnicate"], "bad_request"),
@@ -175,6 +185,16 @@ def spawn(*words, environment=None, **options):
         text=True,
         **options,
     )
+
+
+@pytest.mark.parametrize("words", [["version"], ["-j", "version"]], ids=["text", "json"])
+def test_a_closed_stdout_is_said_in_one_line(words):
+    """`geneve-ebpf version >&-`"""
+    process = spawn(*words, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == Exit.FAILED.value
+    assert err == "error: the answer could not be written: Bad file descriptor\n"
 
 
 def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
