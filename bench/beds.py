@@ -9,18 +9,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import programs
 from bench.classic import MTU
 from bench.ours import Agent, agents, connect
-from bench.testbed import UNDERLAY, BenchError, Node, eventually, namespace, run, two_nodes
+from bench.testbed import (
+    UNDERLAY,
+    BenchError,
+    Node,
+    answers,
+    eventually,
+    namespace,
+    run,
+    two_nodes,
+)
 from geneve_ebpf.host.namespaces import entering
+
+if TYPE_CHECKING:
+    from tests.ovs import OpenvSwitch
 
 VNI = 77
 SHARED_PORT = 8472  # of the shared VXLAN device, which is Cilium's
@@ -330,6 +343,7 @@ def ovs(datapath: str) -> Iterator[Bed]:
         raise BenchError("this kernel has no Open vSwitch, or its module is not loaded")
     with ExitStack() as stack:
         nodes = stack.enter_context(two_nodes(f"ovs-{datapath}"))
+        switches = []
         for node, other, address in zip(nodes, nodes[::-1], (SENDER, RECEIVER), strict=True):
             run("ip", "address", "flush", "dev", UNDERLAY, netns=node.netns)
             switch = stack.enter_context(OpenvSwitch(TestBed("bench"), node.netns, datapath))
@@ -338,6 +352,7 @@ def ovs(datapath: str) -> Iterator[Bed]:
             number = int(address[-1])
             switch.host(f"02:00:00:00:00:0{number}", f"{address}/24", mtu=MTU)
             switch.flows(VNI)
+            switches.append(switch)
 
         def settle(wire: Wire) -> None:
             # Checksums that are left to the NIC are not finished by it: no TCP would pass.
@@ -350,9 +365,39 @@ def ovs(datapath: str) -> Iterator[Bed]:
             IPv4Address(RECEIVER),
             (nodes[0].netns, UNDERLAY),
             underlay_switch(*(node.netns for node in nodes)) if in_kernel else settle,
-            # The kernel's datapath has that device for its tunnels, and no other way to them.
-            sent_by(nodes[0].netns, "genev_sys_6081" if in_kernel else UNDERLAY),
+            in_kernel_by(nodes[0], switches[0]) if in_kernel else sent_by(nodes[0].netns, UNDERLAY),
         )
+
+
+def in_kernel_by(node: Node, switch: OpenvSwitch) -> Callable[[], Callable[[int], None]]:
+    """Checks that Open vSwitch's tunnel device has sent the bytes, and that the kernel knew what
+    to do with nearly every packet: the others, its process sends by the same device."""
+
+    def check() -> Callable[[int], None]:
+        # It forgets what nobody has used for 10 s, and that was the other contestants' turn.
+        if not answers(node.netns, IPv4Address(RECEIVER)):
+            raise BenchError(f"Open vSwitch brings no answer from {RECEIVER}")
+        sent, before = sent_by(node.netns, "genev_sys_6081")(), looked_up(switch)
+
+        def after(least: int) -> None:
+            sent(least)
+            now = looked_up(switch)
+            known, unknown = now[0] - before[0], now[1] - before[1]
+            if unknown * 10 > known:
+                raise BenchError(f"the kernel knew {known} packets of Open vSwitch, not {unknown}")
+
+        return after
+
+    return check
+
+
+def looked_up(switch: OpenvSwitch) -> tuple[int, int]:
+    """Packets that the kernel's datapath knew what to do with, and that it asked about."""
+    said = switch.appctl("dpctl/show")
+    found = re.search(r"lookups: hit:(\d+) missed:(\d+)", said)
+    if found is None:
+        raise BenchError(f"Open vSwitch says of its datapath: {said.splitlines()[0]}")
+    return int(found[1]), int(found[2])
 
 
 def packets_in(netns: Path) -> int:
