@@ -75,7 +75,7 @@ class AddressMode(str, Enum):
 
 
 class SlotState(Enum):
-    """A slot's life; it only ever moves forward. The numbers are stored in the slots map."""
+    """A slot's life; it only ever moves forward. The numbers are stored in `bindings`."""
 
     ABSENT = 0  # no such slot
     READY = 1  # prepared and unbound

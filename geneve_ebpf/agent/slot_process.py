@@ -21,20 +21,20 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"event": "uplinks", "mtu": N, "problems": ["…"],
         "merging": {"device": "vxlan", "uplinks": ["…"], "reasons": ["…"]}}
 
-It writes the slots map at both ends of a slot's life. "ready" comes for those of an order that
-were made, all together in so many microseconds; the others fail one by one. "gone" comes when the
-interface has vanished and an RCU grace period is over: the index may be used
+It writes `bindings` and `slot_by_ifindex` at both ends of a slot's life. "ready" comes for those
+of an order that were made, all together in so many microseconds; the others fail one by one.
+"gone" comes when the interface has vanished and an RCU grace period is over: the index may be used
 again. "lost" comes when a slot that nobody has attached to, or one in a namespace that others
 made, turns out to have no interface any more: somebody deleted it, or the namespace is gone.
 "answered" says what became of what is asked about one slot: "number" gives eth0 in a namespace its
 VPC addresses in place of what every slot has, "own" gives a tap to a user, "open" opens one, whose
 descriptor passes with the answer's line, "give" makes a reserved slot in a namespace that others
-made, of an interface that is there already or a new one, or finds the slot that is there. "uplinks"
-comes at the start and when an uplink went, came back, changed its MTU or whether it merges; eth0 in
-every slot follows, a few slots at a time.
+made, of an interface that is there already or a new one, or finds the slot that is there.
+"uplinks" comes at the start and when an uplink went, came back, changed its MTU or whether it
+merges; eth0 in every slot follows, a few slots at a time.
 
 When the agent goes, so does this process, whatever it is doing: what it leaves
-half made has no entry in the slots map, and the next one clears it; what it
+half made has no entry in `slot_by_ifindex`, and the next one clears it; what it
 leaves half destroyed still has one, and is destroyed once more.
 """
 

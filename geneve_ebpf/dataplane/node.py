@@ -49,7 +49,8 @@ def bring_up(settings: NodeSettings) -> DataPlane:
     Compiles only when these very programs are neither pinned nor kept. What forwards
     goes on forwarding meanwhile. Raises GeneveError: NOT_PERMITTED,
     MOUNT_NAMESPACE, KERNEL_UNSUPPORTED, LOAD_FAILED, LAYOUT_MISMATCH,
-    NODE_IN_USE (other VTEP, port or guest than the slots were made for),
+    NODE_IN_USE (another guest than slots were made for, or VTEP or port than sandboxes
+    are attached with),
     NODE_SETUP. A start that fails hangs nothing on any interface that was not
     hung before, and the next one picks up what it made.
     """

@@ -39,7 +39,7 @@ _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RTPROT_KERNEL, _RTPROT_BOOT, _RTN_UNICAST = 254, 2, 3, 1
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
-_TCA_KIND, _TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 1, 13, 14
+TCA_KIND, TCA_INGRESS_BLOCK, TCA_EGRESS_BLOCK = 1, 13, 14
 _CLSACT_PARENT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 
 
@@ -180,14 +180,13 @@ def group_remove(group: int) -> Request:
 
 
 def clsact(index: int, ingress_block: int, egress_block: int) -> Request:
-    """A clsact qdisc whose sides are in shared blocks. EEXIST if the interface has one already."""
+    """A clsact qdisc whose sides are in shared blocks; 0: in none. EEXIST if the interface has one
+    already."""
     head = struct.pack("=BxxxiIII", socket.AF_UNSPEC, index, _CLSACT_HANDLE, _CLSACT_PARENT, 0)
-    attributes = (
-        _attribute(_TCA_KIND, b"clsact\0")
-        + _attribute(_TCA_INGRESS_BLOCK, struct.pack("=I", ingress_block))
-        + _attribute(_TCA_EGRESS_BLOCK, struct.pack("=I", egress_block))
-    )
-    return Request(_NEWQDISC, _CREATE, head + attributes)
+    kind = _attribute(TCA_KIND, b"clsact\0")
+    sides = ((TCA_INGRESS_BLOCK, ingress_block), (TCA_EGRESS_BLOCK, egress_block))
+    blocks = (_attribute(side, struct.pack("=I", block)) for side, block in sides if block)
+    return Request(_NEWQDISC, _CREATE, head + kind + b"".join(blocks))
 
 
 def no_clsact(index: int) -> Request:
@@ -264,7 +263,7 @@ def own_address(answer: bytes) -> tuple[int, Address]:
 
 def qdisc_kind(answer: bytes) -> str:
     """What kind of qdisc an answer to QDISCS is about."""
-    return attributes(answer, 20)[_TCA_KIND].rstrip(b"\0").decode(errors="replace")
+    return attributes(answer, 20)[TCA_KIND].rstrip(b"\0").decode(errors="replace")
 
 
 def no_link_local(index: int) -> Request:

@@ -14,12 +14,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
+from pyroute2.netlink import NLM_F_CREATE
 from pyroute2.netlink.rtnl import (
-    RTM_DELQDISC,
     RTM_DELTFILTER,
     RTM_GETTFILTER,
-    RTM_NEWQDISC,
     RTM_NEWTFILTER,
 )
 from pyroute2.netlink.rtnl.tcmsg import sched_bpf, tcmsg
@@ -27,12 +25,10 @@ from pyroute2.netlink.rtnl.tcmsg import sched_bpf, tcmsg
 from geneve_ebpf.host import messages
 from geneve_ebpf.host.netlink import RouteSocket
 
-_CLSACT_PARENT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _INGRESS = 0xFFFFFFF2  # parent of an ingress filter on clsact
 _BLOCK_IFINDEX = -1  # TCM_IFINDEX_MAGIC_BLOCK, as the signed field has it
 _ETH_P_ALL = 0x0300  # 0x0003 in network order
 _DIRECT_ACTION = 1
-_TCA_KIND, _TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 1, 13, 14
 
 # Our one filter, wherever it hangs: fixed, so that a replace finds it.
 PREFERENCE = 6081
@@ -81,17 +77,8 @@ def add_clsact(
 
     False if it has one already. Raises OSError otherwise.
     """
-    attributes: list[Any] = [["TCA_KIND", "clsact"]]
-    if ingress_block:
-        attributes.append(["TCA_INGRESS_BLOCK", ingress_block])
-    if egress_block:
-        attributes.append(["TCA_EGRESS_BLOCK", egress_block])
     try:
-        door.tell(
-            _message(index=ifindex, parent=_CLSACT_PARENT, handle=_CLSACT_HANDLE, attrs=attributes),
-            RTM_NEWQDISC,
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
+        door.tell_all([messages.clsact(ifindex, ingress_block, egress_block)])
     except OSError as error:
         if error.errno == errno.EEXIST:
             return False
@@ -101,7 +88,7 @@ def add_clsact(
 
 def remove_clsact(door: RouteSocket, ifindex: int) -> None:
     """Take an interface's clsact qdisc away, filters and all."""
-    door.tell(_message(index=ifindex, parent=_CLSACT_PARENT, handle=_CLSACT_HANDLE), RTM_DELQDISC)
+    door.tell_all([messages.no_clsact(ifindex)])
 
 
 def _shared(door: RouteSocket) -> Iterator[tuple[int, int, int]]:
@@ -111,12 +98,12 @@ def _shared(door: RouteSocket) -> Iterator[tuple[int, int, int]]:
     """
     for body in door.dump_bytes(messages.QDISCS):
         found = messages.attributes(body, 20)  # behind struct tcmsg
-        if found.get(_TCA_KIND) == b"clsact\0":
+        if found.get(messages.TCA_KIND) == b"clsact\0":
             (ifindex,) = struct.unpack_from("=i", body, 4)
             yield (
                 ifindex,
-                int.from_bytes(found.get(_TCA_INGRESS_BLOCK, b""), sys.byteorder),
-                int.from_bytes(found.get(_TCA_EGRESS_BLOCK, b""), sys.byteorder),
+                int.from_bytes(found.get(messages.TCA_INGRESS_BLOCK, b""), sys.byteorder),
+                int.from_bytes(found.get(messages.TCA_EGRESS_BLOCK, b""), sys.byteorder),
             )
 
 

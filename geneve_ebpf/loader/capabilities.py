@@ -57,8 +57,8 @@ def _has_helper(number: int) -> Callable[[], None]:
 def has_tcx() -> bool:
     """Whether programs can be linked to an interface's ingress by TCX (Linux 6.6).
 
-    Asked with a link to interface 0, which no kernel makes: one with TCX looks
-    for the interface (ENODEV), one without does not know the attach type.
+    Asked with a link to an interface that no machine has: a kernel with TCX looks
+    for it (ENODEV), one without does not know the attach type.
     """
     program = bpf.load_program(_EXIT_ZERO)
     try:

@@ -113,12 +113,8 @@ class Table(Generic[K, V]):
         """Insert or replace."""
         self._put(bytes(key), bytes(value), 0)
 
-    def insert(self, key: K, value: V) -> bool:
-        """Insert; False if the key is there already."""
-        return self.insert_packed(bytes(key), bytes(value))
-
     def insert_packed(self, key: bytes, value: bytes) -> bool:
-        """As `insert`, for those in haste: key and value in their layouts already."""
+        """Insert; False if the key is there already. Key and value are in their layouts."""
         try:
             self._put(key, value, 1)  # BPF_NOEXIST
         except OSError as error:

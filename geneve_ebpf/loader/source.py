@@ -18,7 +18,7 @@ _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 
 
 def program_text() -> str:
-    """Both hooks and every header of ours, each header once."""
+    """Every program and every header of ours, each header once."""
     root = bpf_directory()
     seen: set[Path] = set()
     return "\n".join(_flatten(root / f"{name}.bpf.c", root, seen) for name in PROGRAMS)

@@ -4,11 +4,14 @@ how they hold both families."""
 
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from pathlib import Path
 
 import pytest
 
-from geneve_ebpf.abi import EndpointKey, EndpointValue, constant
+from geneve_ebpf.abi import EndpointKey, EndpointValue, Key32, constant
+from geneve_ebpf.dataplane import DataPlane
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.loader.maps import Table
 from geneve_ebpf.model import MacAddress, Route, RouteKind, Vtep
@@ -167,3 +170,36 @@ def test_a_vtep_of_the_other_family_is_refused():
 
     assert refusal.value.code is Code.VTEP_FAMILY
     assert refusal.value.hint
+
+
+def test_maps_that_cannot_all_be_opened_are_closed_again():
+    """Whoever tries again and again, as the exporter does, does not run out of descriptors."""
+
+    def held() -> tuple[int, int]:
+        mapped = Path("/proc/self/maps").read_text().count("bpf-map")
+        return len(os.listdir("/proc/self/fd")), mapped
+
+    with loaded(1) as node:
+        before = held()
+        for name in ("node_state", "vteps", "bindings", "vpc_counters", "event_counts"):
+            pinned = node.pins.map(name)
+            away = pinned.with_name("away")
+            pinned.rename(away)
+            try:
+                with pytest.raises(FileNotFoundError):
+                    DataPlane(node.pins, writable=False)
+            finally:
+                away.rename(pinned)
+            assert held() == before
+        DataPlane(node.pins, writable=False).close()
+        assert held() == before
+
+
+def test_a_map_of_another_shape_is_refused_and_closed():
+    """Its descriptor, too."""
+    with loaded(1) as node:
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(GeneveError) as refusal:
+            Table(node.pins.map("vteps"), Key32, Key32)
+        assert refusal.value.code is Code.LAYOUT_MISMATCH
+        assert len(os.listdir("/proc/self/fd")) == before

@@ -121,11 +121,7 @@ def _coming_back() -> Iterator[None]:
 
 
 def _silence(drafts: Sequence[Draft], settings: Settings) -> None:
-    """No address of any kind will ever be used on the host side: no ARP, no IPv6.
-
-    The host's stack then neither speaks nor listens there; daemons that bind to
-    it all the same meet sandbox_tx and sandbox_guard.
-    """
+    """What `links.silence` is for, on the host sides, which have no ARP already: no IPv6."""
 
     def silence(draft: Draft) -> None:
         # There is no such setting where the kernel has no IPv6 at all.
