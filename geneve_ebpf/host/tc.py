@@ -42,6 +42,9 @@ class _Options(sched_bpf.options):  # type: ignore[misc]
         ("TCA_BPF_TAG", "hex"),
         ("TCA_BPF_ID", "uint32"),
     )
+    # pyroute2 prepares a class's table once, and a class below it would take over what was
+    # prepared above, if that was used first.
+    _nlmsg_base__compiled_nla = False
 
 
 class _Message(tcmsg):  # type: ignore[misc]
@@ -54,6 +57,7 @@ class _Message(tcmsg):  # type: ignore[misc]
         ("TCA_INGRESS_BLOCK", "uint32"),
         ("TCA_EGRESS_BLOCK", "uint32"),
     )
+    _nlmsg_base__compiled_nla = False
 
     @staticmethod
     def get_options(self: Any, *argv: Any, **kwarg: Any) -> Any:

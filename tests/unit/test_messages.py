@@ -14,7 +14,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from geneve_ebpf.host import messages
+from geneve_ebpf.host import messages, tc
 
 MAC = bytes.fromhex("024756000001")
 
@@ -115,6 +115,17 @@ def test_a_notification_names_its_interface():
     assert messages.link_name(head + mtu) == ""
     assert messages.link_name(head + struct.pack("=HH", 0, 0)) == ""
     assert messages.link_name(b"") == ""
+
+
+def test_our_codec_of_tc_does_not_take_over_what_the_one_above_it_knows():
+    """In a process that has used both, in whatever order."""
+    request = messages.clsact(7, 11, 12)
+    read(tcmsg, request)
+
+    message = read(tc._Message, request)
+
+    assert message.get_attr("TCA_INGRESS_BLOCK") == 11
+    assert message.get_attr("TCA_EGRESS_BLOCK") == 12
 
 
 def test_an_interface_joins_two_blocks_with_one_clsact():
