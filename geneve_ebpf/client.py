@@ -28,10 +28,13 @@ _CHUNK = 1 << 16
 _PASSED_MAX = 8  # descriptors with an answer; the agent passes one
 _HEAD_MAX = 1 << 14  # bytes of an answer's head; the agent's own is about 100
 # Nanoseconds that an answer is looked for before this thread sleeps: being woken costs
-# about as much as an attach, which takes half of that. Only soon after the last answer, or
-# the agent sleeps, too. And of how many answers in a row that came later, at the most, the
-# next ones are slept for at once: see `_first_bytes`.
-_LOOK, _SOON, _SLEEP_MOST = 100_000, 1_000_000, 255
+# about as much as an attach, which takes half of that. And more for each byte of the
+# request's body, up to a bound, as a batch takes the agent longer. Only soon after the last
+# answer, or the agent sleeps, too.
+_LOOK, _LOOK_A_BYTE, _LOOK_MOST, _SOON = 100_000, 250, 2_000_000, 1_000_000
+# How many of the next answers are slept for at once, at the most, after answers in a row
+# that came later: see `_first_bytes`.
+_SLEEP_MOST = 255
 _TRACEPARENT = re.compile(r"[0-9a-f-]{55}")
 # json.dumps makes an encoder anew whenever its separators are not the usual ones.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -141,7 +144,7 @@ class AgentClient:
         ).encode() + content
         try:
             connection = self._sent(message)
-            first = self._first_bytes(connection, receive)
+            first = self._first_bytes(connection, receive, len(content))
             status, answer, reusable = _read_answer(connection, first)
         except (OSError, ValueError) as error:
             self.close()
@@ -216,31 +219,38 @@ class AgentClient:
         connection.sendall(message, socket.MSG_NOSIGNAL)
         return connection
 
-    def _first_bytes(self, connection: socket.socket, receive: Receive) -> bytes:
-        """The beginning of the answer. Raises OSError.
+    def _first_bytes(self, connection: socket.socket, receive: Receive, size: int) -> bytes:
+        """The beginning of the answer to a request whose body has that size. Raises OSError.
 
         It is looked for before this thread sleeps. Where that is in vain, because the agent
         has no other CPU than ours for instance, it is soon hardly ever done any more.
         """
         now = perf_counter_ns()
+        late = now + min(_LOOK + _LOOK_A_BYTE * size, _LOOK_MOST)
         if now - self._answered > _SOON:
             received = receive(connection, 0)
+            self._answered = perf_counter_ns()
         elif self._sleeps:
             self._sleeps -= 1
             received = receive(connection, 0)
+            self._answered = perf_counter_ns()
+            if self._answered > late:
+                # Answers take that long just now, wherever the agent is: no reason to go on so.
+                self._sleeps //= 2
+                self._sleep_next //= 2
         else:
-            received = self._looked_for(connection, receive, now + _LOOK)
-        self._answered = perf_counter_ns()
+            received = self._looked_for(connection, receive, late)
+            self._answered = perf_counter_ns()
         return received
 
-    def _looked_for(self, connection: socket.socket, receive: Receive, end: int) -> bytes:
+    def _looked_for(self, connection: socket.socket, receive: Receive, late: int) -> bytes:
         while True:
             try:
                 received = receive(connection, socket.MSG_DONTWAIT)
                 self._sleep_next //= 2
                 return received
             except BlockingIOError:
-                if perf_counter_ns() > end:
+                if perf_counter_ns() > late:
                     break
         self._sleeps = self._sleep_next = min(2 * self._sleep_next + 1, _SLEEP_MOST)
         return receive(connection, 0)

@@ -422,7 +422,7 @@ class Connection(asyncio.Protocol):
         if transport is None:
             return
         transport.write(text)
-        self._server.stay_awake()
+        self._server.stay_awake(len(text))
         if not keep:
             self._closing = True
             self._drop_waiting()

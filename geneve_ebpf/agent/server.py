@@ -14,8 +14,9 @@ from geneve_ebpf.agent.trace import Traces
 from geneve_ebpf.errors import Code, GeneveError
 
 CONNECTIONS_MAX = 1024
-# Nanoseconds that the agent looks for the next request after an answer before it sleeps.
-AWAKE = 100_000
+# Nanoseconds that the agent looks for the next request after an answer before it sleeps; and
+# more for each byte of the answer, up to a bound, as whoever asked reads that first.
+AWAKE, AWAKE_A_BYTE, AWAKE_MOST = 100_000, 10, 500_000
 
 
 class Server:
@@ -49,14 +50,14 @@ class Server:
         self.connections.add(connection)
         return None
 
-    def stay_awake(self) -> None:
-        """Look for the next request for a moment instead of sleeping at once.
+    def stay_awake(self, size: int) -> None:
+        """Look for the next request for a moment after an answer of that size, awake.
 
         Being woken by another CPU costs half of what an attach takes, and
         requests come in bursts. The CPU is offered to others at every look, so
         a caller beside the agent does not wait for it.
         """
-        self._awake_until = perf_counter_ns() + AWAKE
+        self._awake_until = perf_counter_ns() + min(AWAKE + AWAKE_A_BYTE * size, AWAKE_MOST)
         if not self._awake:
             self._awake = True
             self._call_soon(self._look)

@@ -63,37 +63,74 @@ def test_a_connection_the_agent_closed_meanwhile_is_opened_anew(tmp_path):
 
 
 class Answering:
-    """A connection whose answers are there at once, or only for who sleeps."""
+    """A connection whose answers are there at once, or only for who sleeps; with its own clock.
 
-    def __init__(self, late):
+    takes: nanoseconds that one is slept for. `looks` counts the answers that were looked for.
+    """
+
+    def __init__(self, late, takes=50_000):
         self.late = late
+        self.takes = takes
         self.looks = 0
-        self._looked = False
+        self.now = 0
+        self.looked = 0  # nanoseconds, of the last answer that was looked for
+        self._since = None
+
+    def clock(self):
+        self.now += 1000
+        return self.now
 
     def receive(self, _, flags):
         if flags & socket.MSG_DONTWAIT:
-            self.looks += not self._looked
-            self._looked = True
+            if self._since is None:
+                self.looks += 1
+                self._since = self.now
             if self.late:
                 raise BlockingIOError
-        self._looked = False
+        else:
+            self.now += self.takes
+        if self._since is not None:
+            self.looked = self.now - self._since
+        self._since = None
         return b"HTTP"
+
+
+def ask(client, connection, times, monkeypatch, size=10):
+    """How many of so many answers were looked for."""
+    monkeypatch.setattr(geneve_ebpf.client, "perf_counter_ns", connection.clock)
+    before = connection.looks
+    for _ in range(times):
+        assert client._first_bytes(connection, connection.receive, size) == b"HTTP"
+    return connection.looks - before
 
 
 def test_whose_answers_come_late_is_hardly_looked_for_any_more(monkeypatch):
     """Looking costs a CPU's time: in vain for a while, it is done for one answer in 256."""
-    client, late = AgentClient("/nowhere"), Answering(late=True)
-    monkeypatch.setattr(geneve_ebpf.client, "_SOON", 1 << 60)  # whatever else the machine does
-    for _ in range(3000):
-        assert client._first_bytes(late, late.receive) == b"HTTP"
-    tried = late.looks
+    client = AgentClient("/nowhere")
 
-    in_time = Answering(late=False)
-    for _ in range(3000):
-        client._first_bytes(in_time, in_time.receive)
+    tried = ask(client, Answering(late=True), 3000, monkeypatch)
 
     assert 8 <= tried <= 8 + 3000 // 256 + 1
-    assert in_time.looks > 2000
+    assert ask(client, Answering(late=False), 3000, monkeypatch) > 2000
+
+
+def test_answers_that_take_long_are_no_reason_to_sleep_for_quick_ones(monkeypatch):
+    """Who asks for many things that take an agent longer, and then for an attach, looks again."""
+    client = AgentClient("/nowhere")
+    ask(client, Answering(late=True, takes=300_000), 300, monkeypatch)
+
+    assert ask(client, Answering(late=False), 100, monkeypatch) > 90
+
+
+def test_the_answer_to_a_large_request_is_looked_for_longer(monkeypatch):
+    """A batch takes the agent longer than an attach, and the caller has nothing else to do."""
+    took = []
+    for size in (10, 2500, 1 << 26):
+        late = Answering(late=True, takes=0)
+        ask(AgentClient("/nowhere"), late, 2, monkeypatch, size)
+        took.append(round(late.looked / 100_000))
+
+    assert took == [1, 7, 20]
 
 
 def test_an_agent_that_has_had_time_to_sleep_is_slept_for(monkeypatch):
@@ -101,9 +138,9 @@ def test_an_agent_that_has_had_time_to_sleep_is_slept_for(monkeypatch):
     client, late, in_time = AgentClient("/nowhere"), Answering(late=True), Answering(late=False)
     for _ in range(100):
         monkeypatch.setattr(geneve_ebpf.client, "_SOON", -1)
-        client._first_bytes(late, late.receive)
+        client._first_bytes(late, late.receive, 10)
         monkeypatch.setattr(geneve_ebpf.client, "_SOON", 1 << 60)
-        client._first_bytes(in_time, in_time.receive)
+        client._first_bytes(in_time, in_time.receive, 10)
 
     assert (late.looks, in_time.looks) == (0, 100)
 
