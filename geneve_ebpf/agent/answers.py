@@ -61,12 +61,12 @@ def sandbox_text(one: Attachment, place: Place, vpc: str) -> str:
     Put together by hand: attaching waits for it, and no value can hold a character that
     JSON escapes.
     """
-    sandbox, _, (vni, address, mac, address6), generation, attached_at, mode = one
+    sandbox, _, (vni, address, (mac,), address6), generation, attached_at, mode = one
     ipv4 = "null" if address is None else f'"{ipv4_text(address)}"'
     ipv6 = "null" if address6 is None else f'"{address6}"'
     return (
         f'"sandbox":"{sandbox}","state":"attached","vpc":"{vpc}","vni":{vni},'
-        f'"address":{ipv4},"address6":{ipv6},"mac":"{mac}","mode":"{mode.value}",'
+        f'"address":{ipv4},"address6":{ipv6},"mac":"{mac.hex(":")}","mode":"{mode._value_}",'
         f'"slot":{place.text},"generation":{generation},"attached_at":"{rfc3339(attached_at)}"'
     )
 

@@ -19,14 +19,18 @@ from geneve_ebpf.model import Address, Network, Route, RouteKind
 
 A = TypeVar("A", IPv4Address, IPv6Address)
 Rows = dict[int, dict[int, RouteKind]]  # length of the prefix -> network -> kind
+# Addresses that have rested which one attach takes note of: when thousands were detached
+# together, nobody has to wait until all of them are noted.
+EXPIRED_AT_ONCE = 16
 
 
 class Addresses(Generic[A]):
     """The addresses of one family in a VNI; whole numbers inside.
 
     Finding the lowest free address is a heap of those given back plus a cursor:
-    below the cursor nothing is free but what the heap knows. However many
-    addresses a prefix has, only those in use are passed one by one.
+    below the cursor nothing is free but what the heap knows, and those that have
+    rested and are not noted yet. However many addresses a prefix has, only those in
+    use are passed one by one.
     """
 
     def __init__(self, make: Callable[[int], A], rest: float, now: Callable[[], float]) -> None:
@@ -49,6 +53,7 @@ class Addresses(Generic[A]):
         self._ranges: list[tuple[int, int]] | None = None
         self._cursor = 0
         self._clear_to = -1  # from the cursor up to here prefixes and routes forbid nothing
+        self._ours = range(0)  # likewise, wherever the last look at one address was
         self._freed: list[int] = []  # heap
         self._resting: dict[int, tuple[str, float]] = {}  # address -> (sandbox, until)
         self._resting_of: dict[str, int] = {}  # sandbox -> address
@@ -128,7 +133,7 @@ class Addresses(Generic[A]):
 
     def untake(self, numbers: set[int]) -> None:
         """See `AddressBook.untake`."""
-        self._expire()
+        self._expire(len(self._rest_order))
         # One that had rested was its last owner's to take, and rests on for him.
         ends = {number: until for until, number in self._rest_order if number in numbers}
         for number in numbers:
@@ -147,7 +152,7 @@ class Addresses(Generic[A]):
 
     def resting(self) -> list[tuple[str, Address, float]]:
         """See `AddressBook.resting`."""
-        self._expire()
+        self._expire(len(self._rest_order))
         return [(s, self._make(n), until) for n, (s, until) in self._resting.items()]
 
     def __contains__(self, address: Address) -> bool:
@@ -189,22 +194,35 @@ class Addresses(Generic[A]):
 
         Raises NO_ADDRESS.
         """
-        self._expire()
+        return self._make(self._choose(sandbox))
+
+    def _choose(self, sandbox: str) -> int:
+        self._expire(EXPIRED_AT_ONCE)
         number = self._resting_of.get(sandbox)
         if number is not None and self._is_free(number, sandbox) and self._is_ours(number):
-            return self._make(number)
+            return number
+        number = self._lowest_freed(sandbox)
+        if number is not None:
+            return number
+        if self.advance(None):
+            return self._cursor
+        self._expire(len(self._rest_order))
+        number = self._lowest_freed(sandbox)
+        if number is None:
+            raise none_free()
+        return number
+
+    def _lowest_freed(self, sandbox: str) -> int | None:
         while self._freed:
             number = self._freed[0]
             if self._is_free(number, sandbox) and self._is_ours(number):
-                return self._make(number)
+                return number
             heappop(self._freed)
-        if self.advance(None):
-            return self._make(self._cursor)
-        raise none_free()
+        return None
 
     def take_some(self, sandboxes: Iterable[str]) -> list[A]:
         """See `AddressBook.take_some`."""
-        self._expire()
+        self._expire(EXPIRED_AT_ONCE)
         in_use, reserved, resting = self.in_use, self._reserved, self._resting
         taken: list[A] = []
         for sandbox in sandboxes:
@@ -218,7 +236,7 @@ class Addresses(Generic[A]):
                 or number in resting
             ):
                 try:
-                    number = int(self.choose(sandbox))
+                    number = self._choose(sandbox)
                 except GeneveError:
                     break
                 self.take(sandbox, number)
@@ -273,7 +291,7 @@ class Addresses(Generic[A]):
     # Inside
 
     def _note(self, route: Route) -> None:
-        self._clear_to = -1
+        self._clear_to, self._ours = -1, range(0)
         row = self._routes.setdefault(route.prefix.prefixlen, {})
         row[int(route.prefix.network_address)] = route.kind
         if route.kind is RouteKind.LOCAL:
@@ -281,7 +299,7 @@ class Addresses(Generic[A]):
 
     def _look_again(self) -> None:
         self._ranges = None
-        self._cursor, self._clear_to = 0, -1
+        self._cursor, self._clear_to, self._ours = 0, -1, range(0)
         self._freed.clear()
 
     def _find_ranges(self) -> list[tuple[int, int]]:
@@ -318,7 +336,18 @@ class Addresses(Generic[A]):
 
     def _is_ours(self, number: int) -> bool:
         """May the address be chosen on this node, as far as prefixes and routes say?"""
-        return self._make(number) in self and self._next_ours(number) is None
+        if number in self._ours:
+            return True
+        address = self._make(number)
+        for prefix in self.prefixes:
+            if address in prefix:
+                if self._next_ours(number) is not None:
+                    return False
+                # Freed addresses come in their order: the next ones are likely to be here.
+                last = int(prefix.broadcast_address)
+                self._ours = range(number, self._ours_to(number, last) + 1)
+                return True
+        return False
 
     def _next_ours(self, number: int) -> int | None:
         """None if the address may be chosen here, else the next that may."""
@@ -357,11 +386,12 @@ class Addresses(Generic[A]):
         if rest is not None and self._resting_of.get(rest[0]) == number:
             del self._resting_of[rest[0]]
 
-    def _expire(self) -> None:
-        """Addresses that have rested become free."""
+    def _expire(self, most: int) -> None:
+        """Addresses that have rested become free, so many at the most."""
         order = self._rest_order
         now = self._now()
-        while order and order[0][0] <= now:
+        while most and order and order[0][0] <= now:
+            most -= 1
             until, number = order.popleft()
             rest = self._resting.get(number)
             if rest is None or rest[1] != until:

@@ -150,8 +150,8 @@ class Sandboxes(Routes):
         if held is None:
             held = self._held = {bytes(key) for key, _ in self._endpoints.items()}
         first = self._state_words[0] + 1
-        elements: list[tuple[bytes, bytes]] = []
-        owned: list[tuple[int, AnyAddress]] = []
+        keys: list[bytes] = []
+        values: list[bytes] = []
         slots: set[int] = set()
         for generation, (slot, _, (vni, address, _, address6)) in enumerate(wanted, first):
             if slot in slots or self._state_of(slot) not in (_READY, _RESERVED):
@@ -159,23 +159,22 @@ class Sandboxes(Routes):
             slots.add(slot)
             value = _ENDPOINT.pack(generation, slot)
             if address is not None:
-                elements.append((_ENDPOINT_KEY.pack(vni, MAPPED, address.packed), value))
-                owned.append((vni, address))
+                keys.append(_ENDPOINT_KEY.pack(vni, MAPPED, address.packed))
+                values.append(value)
             if address6 is not None:
-                elements.append((_ENDPOINT_KEY6.pack(vni, address6.packed), value))
-                owned.append((vni, address6))
-        seen: set[bytes] = set()
-        for (key, _), (vni, one) in zip(elements, owned, strict=True):
-            if key in held or key in seen:
-                raise _in_use(vni, one)
-            seen.add(key)
+                keys.append(_ENDPOINT_KEY6.pack(vni, address6.packed))
+                values.append(value)
+        new = set(keys)
+        if len(new) < len(keys) or not new.isdisjoint(held):
+            raise _first_in_use(wanted, held)
         try:
-            self._endpoints.set_many_packed(elements)
+            self._endpoints.set_many_packed(keys, values)
         except BaseException:
-            for vni, one in owned:
-                self._remove_endpoint(vni, one)
+            for _, _, endpoint in wanted:
+                for one in endpoint.addresses:
+                    self._remove_endpoint(endpoint.vni, one)
             raise
-        held |= seen
+        held |= new
         self._state_words[0] = first + len(wanted) - 1
         return self._bind(wanted, first, AddressMode.CLONE)
 
@@ -188,16 +187,17 @@ class Sandboxes(Routes):
         """
         now, native = time.time_ns(), mode is AddressMode.NATIVE
         memory, words, halves = self._bindings.memory, self._words, self._halves
-        at, attachments = now / 1e9, []
+        words_per_row, at = self._words_per_row, now / 1e9
+        attachments = []
         for generation, (slot, sandbox, endpoint) in enumerate(wanted, first):
-            word = slot * self._words_per_row
+            word = slot * words_per_row
             row = word * 8
-            vni, address, mac, address6 = endpoint
+            vni, address, (mac,), address6 = endpoint
             ipv4 = _NO_IPV4 if address is None else address.packed
             ipv6 = _NO_IPV6 if address6 is None else address6.packed
             # Also where it has none: an attach that was cut short may have left one.
             memory[row + _ADDRESS6_AT : row + _ADDRESS6_AT + 16] = ipv6
-            _TENANT.pack_into(memory, row + _TENANT_AT, vni, ipv4, mac.octets, native)
+            _TENANT.pack_into(memory, row + _TENANT_AT, vni, ipv4, mac, native)
             _OCCUPANT.pack_into(memory, row + _OCCUPANT_AT, now, sandbox.encode())
             halves[word * 2 + _STATE_WORD] = _TAKEN
             words[word] = generation
@@ -395,6 +395,18 @@ def _not_ready(slot: int) -> GeneveError:
         hint="geneve-ebpf slot list",
         field="slot",
     )
+
+
+def _first_in_use(wanted: Sequence[tuple[int, str, Endpoint]], held: set[bytes]) -> GeneveError:
+    """What is said of the first address that is in `held`, or there twice."""
+    seen = set(held)
+    for _, _, endpoint in wanted:
+        for address in endpoint.addresses:
+            key = bytes(EndpointKey(endpoint.vni, Address.of(address)))
+            if key in seen:
+                return _in_use(endpoint.vni, address)
+            seen.add(key)
+    raise ValueError("no address is in use")
 
 
 def _in_use(vni: int, address: AnyAddress) -> GeneveError:

@@ -14,7 +14,7 @@ import errno
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -215,28 +215,30 @@ class Table(Generic[K, V]):
 
         On an error the elements before it are in the map.
         """
-        self.set_many_packed([(bytes(k), bytes(v)) for k, v in elements])
+        packed = [(bytes(key), bytes(value)) for key, value in elements]
+        self.set_many_packed([key for key, _ in packed], [value for _, value in packed])
 
-    def set_many_packed(self, elements: list[tuple[bytes, bytes]]) -> None:
-        """As `set_many`, with keys and values in their layouts already."""
-        for start in range(0, len(elements), _BATCH):
-            self._set_batch(elements[start : start + _BATCH])
+    def set_many_packed(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """As `set_many`, with as many keys as values, in their layouts already."""
+        for start in range(0, len(keys), _BATCH):
+            end = start + _BATCH
+            self._set_batch(keys[start:end], values[start:end])
 
     def remove_many(self, keys: Iterable[K]) -> None:
         """Delete many; those that are not there do not matter."""
         for key in keys:
             self.remove(key)
 
-    def _set_batch(self, part: list[tuple[bytes, bytes]]) -> None:
-        keys = ctypes.create_string_buffer(b"".join(k for k, _ in part))
-        values = ctypes.create_string_buffer(b"".join(v for _, v in part))
+    def _set_batch(self, some_keys: Sequence[bytes], some_values: Sequence[bytes]) -> None:
+        keys = ctypes.create_string_buffer(b"".join(some_keys))
+        values = ctypes.create_string_buffer(b"".join(some_values))
         attr = bpf.create_attr(
             "<QQQQIIQQ",
             0,
             0,
             ctypes.addressof(keys),
             ctypes.addressof(values),
-            len(part),
+            len(some_keys),
             self._fd,
             0,
             0,

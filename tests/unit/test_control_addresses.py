@@ -92,6 +92,20 @@ def test_an_address_rests_before_another_sandbox_gets_it(book, clock):
     assert attach(book, "c") == "10.0.0.2"
 
 
+def test_however_many_have_rested_all_of_them_are_given_again(book, clock):
+    """An attach takes note of a few of them, and of all where it would else have none."""
+    given = [attach(book, f"s{i}") for i in range(254)]
+    for address in given:
+        book.give_back(ip_address(address))
+    clock.now += REST + 1
+
+    assert attach(book, "first") == "10.0.0.2"
+    again = [attach(book, f"t{i}") for i in range(253)]
+    assert sorted(again) == sorted(given[1:])
+    with pytest.raises(GeneveError):
+        book.choose("late")
+
+
 def test_the_same_sandbox_has_its_address_back_at_once(book):
     attach(book, "a")
     attach(book, "b")
