@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from geneve_ebpf.agent.attention import Attention
 from geneve_ebpf.agent.descriptor import Descriptor
 from geneve_ebpf.agent.exchange import (
     KEPT,
@@ -90,6 +91,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._received = 0  # of the bytes that are being parsed
         self._started = 0  # when the request that is being read began; 0 between two
+        self._attention = Attention()
         self._closing = False  # nothing more is read
         self._target = b""
         self._body: bytes | bytearray = b""  # what has come of it
@@ -421,8 +423,10 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
+        began = perf_counter_ns()
         transport.write(text)
-        self._server.stay_awake(len(text))
+        until = self._attention.until(self._received, began, perf_counter_ns(), len(text))
+        self._server.stay_awake(until)
         if not keep:
             self._closing = True
             self._drop_waiting()

@@ -14,9 +14,6 @@ from geneve_ebpf.agent.trace import Traces
 from geneve_ebpf.errors import Code, GeneveError
 
 CONNECTIONS_MAX = 1024
-# Nanoseconds that the agent looks for the next request after an answer before it sleeps; and
-# more for each byte of the answer, up to a bound, as whoever asked reads that first.
-AWAKE, AWAKE_A_BYTE, AWAKE_MOST = 100_000, 10, 500_000
 
 
 class Server:
@@ -50,15 +47,10 @@ class Server:
         self.connections.add(connection)
         return None
 
-    def stay_awake(self, size: int) -> None:
-        """Look for the next request for a moment after an answer of that size, awake.
-
-        Being woken by another CPU costs half of what an attach takes, and
-        requests come in bursts. The CPU is offered to others at every look, so
-        a caller beside the agent does not wait for it.
-        """
-        self._awake_until = perf_counter_ns() + min(AWAKE + AWAKE_A_BYTE * size, AWAKE_MOST)
-        if not self._awake:
+    def stay_awake(self, until: int) -> None:
+        """Look for requests until then (perf_counter_ns) rather than sleep: see `Attention`."""
+        self._awake_until = max(until, self._awake_until)
+        if until and not self._awake:
             self._awake = True
             self._call_soon(self._look)
 
