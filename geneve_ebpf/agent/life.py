@@ -36,6 +36,7 @@ from geneve_ebpf.agent.later import Later
 from geneve_ebpf.agent.log import Log
 from geneve_ebpf.agent.notify import notify, tell_watchdog, watchdog_seconds
 from geneve_ebpf.agent.operations import Operations
+from geneve_ebpf.agent.pace import behind_answers
 from geneve_ebpf.agent.places import Place
 from geneve_ebpf.agent.queue import Queue
 from geneve_ebpf.agent.recurring import every
@@ -102,7 +103,7 @@ class Agent:
         settings, log = self._settings, self._log
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        soon = partial(loop.call_later, LOG_AFTER)
+        soon = behind_answers(LOG_AFTER)
         log.deferred_by(soon)
         desired = Desired(self._dataplane, store, state, settings.address_rest, time.monotonic, log)
         pool = SlotPool(

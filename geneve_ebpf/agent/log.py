@@ -9,6 +9,7 @@ import os
 import re
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,19 +18,20 @@ PLAIN = re.compile(r"[!#-&(-<>-\[\]-~]+")  # printable ASCII without " ' = \ and
 
 
 Plain = str | tuple[Any, ...]
+AT_ONCE = 8  # records of changes that are put into words together, some 4 us each
 
 
 class Log:
     """Writes records to a file descriptor.
 
     `change` is for the hot path: it keeps the record until the event loop has
-    sent the answers that are ready. Until `deferred_by` has been called every
-    record is written at once.
+    sent the answers that are ready, and few are then written at a time. Until
+    `deferred_by` has been called every record is written at once.
     """
 
     def __init__(self, descriptor: int = 2) -> None:
         self._descriptor = descriptor
-        self._waiting: list[tuple[float, str, Plain, dict[str, object]]] = []
+        self._waiting: deque[tuple[float, str, Plain, dict[str, object]]] = deque()
         self.say: Callable[[tuple[Any, ...]], str] = str  # puts a tuple of `change` into words
         self._second = 0
         self._stamp = ""
@@ -37,7 +39,7 @@ class Log:
         self._last_line = ""  # what stays below the records, on a terminal
 
     def deferred_by(self, later: Callable[[Callable[[], object]], object]) -> None:
-        """Have `change` records written by `later(function)`, such as a loop's call_soon."""
+        """Have `change` records written by `later(function)`; as often as that returns True."""
         self._later = later
 
     def info(self, event: str, **fields: object) -> None:
@@ -60,7 +62,7 @@ class Log:
         makes such a text of when the record is written.
         """
         if not self._waiting and self._later is not None:
-            self._later(self.flush)
+            self._later(self._write_some)
         self._waiting.append((time.time(), event, plain, fields))
         if self._later is None:
             self.flush()
@@ -68,17 +70,24 @@ class Log:
     def changes(self, event: str, plains: list[tuple[Any, ...]]) -> None:
         """As `change`, many of them at once."""
         if not self._waiting and self._later is not None:
-            self._later(self.flush)
+            self._later(self._write_some)
         now = time.time()
         self._waiting.extend([(now, event, plain, {}) for plain in plains])
         if self._later is None:
             self.flush()
 
     def flush(self) -> None:
-        """Write the records that `change` has kept."""
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            self._write("".join([self._line("info", *record) for record in waiting]))
+        """Write all records that `change` has kept."""
+        while self._write_some():
+            pass
+
+    def _write_some(self) -> bool:
+        """Write the oldest ones that are kept; whether there are more."""
+        waiting = self._waiting
+        some = [waiting.popleft() for _ in range(min(AT_ONCE, len(waiting)))]
+        if some:
+            self._write("".join([self._line("info", *record) for record in some]))
+        return bool(waiting)
 
     def stay(self, text: str) -> None:
         """Keep a line at the terminal's end, below what is logged; "" takes it away."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
 
@@ -29,6 +29,20 @@ class Pace:
         for _ in steps:
             if perf_counter_ns() >= self._due:
                 await self.breathe()
+
+
+def behind_answers(seconds: float) -> Callable[[Callable[[], object]], object]:
+    """A function that has another one called after so many seconds, for what nobody waits for.
+
+    One that returns True is called again, as soon as what has come in meanwhile is answered.
+    """
+    loop = asyncio.get_running_loop()
+
+    def go_on(step: Callable[[], object]) -> None:
+        if step() is True:
+            loop.call_soon(go_on, step)
+
+    return lambda step: loop.call_later(seconds, go_on, step)
 
 
 @contextmanager

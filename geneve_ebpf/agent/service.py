@@ -42,6 +42,7 @@ from geneve_ebpf.model import (
     parse_name,
 )
 
+NOTED_AT_ONCE = 16  # lines of the file of who is attached, some 2 us each
 GENERATIONS = 1 << 20  # for each second of the clock: below 2^53, as JSON's readers need, till 2242
 
 
@@ -74,7 +75,8 @@ class Node:
         attached_log: AttachedLog,
         later: Callable[[Callable[[], object]], object],
     ) -> None:
-        """later: has something done when the answers that are ready have been sent."""
+        """later: has something done when the answers that are ready have been sent, and again
+        while it returns True."""
         self.settings = settings
         self.dataplane = dataplane
         self.desired = desired
@@ -408,10 +410,13 @@ class Node:
         self.lost = [one for one in self.lost if one.sandbox != name]
         return len(self.lost) < before
 
-    def _write_attached(self) -> None:
-        self._attached_log.flush()
+    def _write_attached(self) -> bool:
+        """Write of who is attached what has not been; whether there is more."""
+        if self._attached_log.flush(NOTED_AT_ONCE):
+            return True
         if self._attached_log.full:
             self._rewrite_attached()
+        return False
 
     def _rewrite_attached(self) -> None:
         self._attached_log.rewrite(

@@ -94,10 +94,14 @@ class AttachedLog:
         """Note that somebody who was attached is lost; as `attached`."""
         return self._note((one,))
 
-    def flush(self) -> None:
-        """Write what was noted. What a full disk has no room for is made good by `rewrite`."""
-        self._file.append([_line_of(note) for note in self._unwritten])
-        self._unwritten.clear()
+    def flush(self, most: int | None = None) -> bool:
+        """Write what was noted first, so many lines or all of it; whether there is more.
+
+        What a full disk has no room for is made good by `rewrite`.
+        """
+        self._file.append([_line_of(note) for note in self._unwritten[:most]])
+        del self._unwritten[:most]
+        return bool(self._unwritten)
 
     def rewrite(
         self, attachments: Iterable[Attachment], lost: Sequence[Lost], generation: int

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from geneve_ebpf.agent.log import Log
+from geneve_ebpf.agent.log import AT_ONCE, Log
 
 
 @pytest.fixture
@@ -70,6 +70,26 @@ def test_changes_wait_for_the_loop(lines):
 
     events = re.findall(r"event=(\w+)", read())
     assert events == ["now", "attach", "change"]
+
+
+def test_many_changes_are_written_a_few_at_a_time(lines):
+    """Whoever comes in between does not wait for all of them."""
+    writer, read = lines
+    log = Log(writer)
+    later = []
+    log.deferred_by(later.append)
+    log.changes("attach", [("a", number) for number in range(2 * AT_ONCE)])
+    log.change("detach")
+
+    (step,) = later
+    written = []
+    while step() is True:
+        written.append(read().count("\n"))
+
+    assert written == [AT_ONCE, AT_ONCE]
+    assert read().endswith("event=detach\n")
+    log.change("attach")
+    assert later == [step, step]
 
 
 def test_a_defect_has_its_traceback_in_one_line(lines):
