@@ -17,10 +17,13 @@ def refuse_other(
     address6: str | None,
     slot_id: str | None,
     mode: AddressMode | None,
+    its_kind: SlotKind,
+    kind: SlotKind | None,
 ) -> None:
     """Raise SANDBOX_EXISTS unless the attachment is what is asked for.
 
-    its_vpc: the name of the VPC that it is in; None asks for nothing in particular.
+    its_vpc, its_kind: the name of the VPC that it is in, the kind of its slot; None asks
+    for nothing in particular.
     """
     details: dict[str, object] = {}
     if present.endpoint.vni != vpc.vni:
@@ -35,6 +38,8 @@ def refuse_other(
         details["slot"] = {"have": f"slot-{present.slot}", "want": slot_id}
     if mode is not None and mode is not present.mode:
         details["mode"] = {"have": present.mode.value, "want": mode.value}
+    if kind is not None and kind is not its_kind:
+        details["kind"] = {"have": its_kind.value, "want": kind.value}
     if details:
         raise GeneveError(
             Code.SANDBOX_EXISTS,

@@ -165,9 +165,9 @@ class Node:
             present = self._attachments.get(name)
             if present is not None:
                 its_vpc = self.vpc_name(present.endpoint.vni)
-                refuse_other(
-                    present, its_vpc, vpc, address_text, address6_text, slot_id, mode
-                )
+                its_kind = self.pool.place(present.slot).kind
+                asked = (address_text, address6_text, slot_id, mode, its_kind, kind)
+                refuse_other(present, its_vpc, vpc, *asked)
                 return present, None
             # A cordoned node takes what was reserved before.
             if self.intake.refuses is not None and not (

@@ -20,13 +20,21 @@ Address = Annotated[str, typer.Argument(metavar="ADDRESS", show_default=False)]
 def add(
     address: Address,
     mtu: Annotated[
-        int, typer.Option(metavar="BYTES", help="Of an outer packet; 0: as the kernel's route.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            metavar="BYTES",
+            help="Of an outer packet; 0: as the kernel's route. Default: as it is, else 0.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Add a VTEP, or change its MTU."""
-    path = f"/v1/vteps/{parse_address(address)}"
+    one = str(parse_address(address))
     with agent() as client:
-        status, answer = client.request("PUT", path, {"mtu": parse_mtu(mtu)})
+        if mtu is None:  # what an operator has set stays
+            _, known = client.request("GET", "/v1/vteps")
+            mtu = {vtep["address"]: vtep["mtu"] for vtep in known["vteps"]}.get(one, 0)
+        status, answer = client.request("PUT", f"/v1/vteps/{one}", {"mtu": parse_mtu(mtu)})
     output.emit(answer, f"vtep {address} {'added' if status == 201 else 'is as asked'}")
 
 

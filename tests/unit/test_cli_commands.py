@@ -147,7 +147,7 @@ REMOTE = {**ROUTE}
             " netns /run/x/netns/slot-3\n",
         ),
         (
-            ["vtep", "add", "2001:DB8::2"],
+            ["vtep", "add", "2001:DB8::2", "--mtu", "0"],
             ("PUT", "/v1/vteps/2001:db8::2", {"mtu": 0}),
             answer("201 Created", {}),
             "vtep 2001:DB8::2 added\n",
@@ -341,6 +341,21 @@ def test_a_command_asks_once_and_prints_the_answer(ask, words, request_, reply, 
     assert (status, err, requests) == (0, "", [request_])
     assert json.loads(out) == json.loads(body)
     assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize(("known", "mtu"), [([], 0), ([("192.0.2.2", 1400)], 1400)])
+def test_a_vtep_that_is_added_again_keeps_its_mtu(tmp_path, monkeypatch, known, mtu):
+    """Only --mtu changes it, --mtu 0 back to the route's."""
+    vteps = [{"address": address, "mtu": size, "path_mtu": None} for address, size in known]
+    with peer(tmp_path, [answer("200 OK", {"vteps": vteps}), answer("200 OK", {})]) as served:
+        monkeypatch.setenv(HOST_VARIABLE, f"unix://{served.path}")
+        status = run(["vtep", "add", "192.0.2.2"])
+
+    assert status == 0
+    looked, put = served.received
+    assert looked.startswith(b"GET /v1/vteps ")
+    assert put.startswith(b"PUT /v1/vteps/192.0.2.2 ")
+    assert json.loads(put.partition(b"\r\n\r\n")[2]) == {"mtu": mtu}
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,7 @@ def test_a_native_namespace_has_its_vpc_address(lab: Lab, node: Node, far: dict[
         assert door.getsockname()[0] == address
     assert "timing_ns" not in asked(node, "attach", "web", "--vpc", "blue", "--mode", "native")
     assert refused(node, "attach", "web", "--vpc", "blue", "--mode", "clone")[1] == "sandbox_exists"
+    assert refused(node, "attach", "web", "--vpc", "blue", "--kind", "tap")[1] == "sandbox_exists"
 
 
 def test_what_a_tiny_wire_costs_is_given_back_to_each_as_its_own(lab: Lab, node: Node) -> None:
