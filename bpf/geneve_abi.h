@@ -55,7 +55,7 @@ struct node_state {
 	__u32 slot_mtu;		/* bytes, of eth0 in a slot */
 	__u64 path_mtu_until;	/* ns since boot: until then some VTEP's path MTU holds */
 	__u32 merging;		/* 1: the kernel merges segments before uplink_rx sees them */
-	__u32 pad;
+	__u32 relay;		/* interface by which TCP goes to host taps; 0: none */
 };
 
 /* The numbers are stored in bindings.state. */

@@ -100,7 +100,7 @@ class NodeState(ctypes.Structure):
         ("slot_mtu", c_uint32),
         ("path_mtu_until", c_uint64),
         ("merging", c_uint32),
-        ("pad", c_uint32),
+        ("relay", c_uint32),
     ]
 
 
@@ -238,7 +238,7 @@ MAPS: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
 
 # C function and source file without its ending: programs that are hung on interfaces, and
 # those that they jump to, in the order of enum jump.
-HOOKS = ("sandbox_tx", "uplink_rx", "uplink_rx_l3", "sandbox_guard", "tap_splice")
+HOOKS = ("sandbox_tx", "uplink_rx", "uplink_rx_l3", "sandbox_guard", "tap_splice", "relay_rx")
 JUMPS = (
     "sandbox_link",
     "sandbox_too_big",

@@ -36,7 +36,7 @@ class Received:
 class Tap:
     """The machine's network interface, attached to a VPC."""
 
-    def __init__(self, node: Node, kind: str, *, offloads: int) -> None:
+    def __init__(self, node: Node, kind: str, *, offloads: int, vni: int = BLUE) -> None:
         """offloads: what the machine says that it does for the frames it is given."""
         self.node = node
         self.slot = node.tap_slot(kind)
@@ -45,7 +45,8 @@ class Tap:
             self._fd = taps.open_tap(name)
         fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offloads)
         own, own6 = ip_address(OWN), ip_address(six(OWN))
-        node.plane.attach(self.slot, "machine", Endpoint(BLUE, own, endpoint_mac(own), own6))
+        name = f"machine-{vni}"
+        node.plane.attach(self.slot, name, Endpoint(vni, own, endpoint_mac(own), own6))
 
     def close(self) -> None:
         """Switch it off."""

@@ -21,6 +21,7 @@
 #include "mss.h"
 #include "nd.h"
 #include "path_mtu.h"
+#include "relay.h"
 
 #define MERGED_PATIENCE 1024	/* frames */
 #define MERGED_LARGE 1000	/* bytes: no acknowledgement */
@@ -120,7 +121,7 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	struct vtep *from;
 	struct ethhdr eth;
 	struct udp udp;
-	__u32 zero = 0, slot, ifindex, kind, bytes, end;
+	__u32 zero = 0, slot, ifindex, kind, bytes, end, relay;
 	__u64 sum;
 	__be16 protocol;
 	__u8 family;
@@ -208,9 +209,14 @@ static inline int receive(struct __sk_buff *skb, const __u32 l2)
 	inner.l4 -= inner.l3 - ETH_HLEN;
 	inner.l3 = ETH_HLEN;
 	reason = address_to_guest(skb, config, binding, &inner, 1);
+	relay = relay_for(kind, inner.protocol);
+	if (!reason && relay)
+		reason = label_frame(skb, slot, binding);
 	if (reason)
 		return drop_bytes(bytes, DIRECTION_RX, reason);
 	add(&row->rx_remote, inner.length);
+	if (relay)
+		return bpf_redirect(relay, 0);
 
 	/* Through the veth the sandbox's own GRO merges TCP segments; past it
 	 * goes what that does not help, without the detour: other protocols, and

@@ -333,7 +333,7 @@ class SlotPool(Stock):
     def _on_event(self, event: dict[str, Any], descriptor: Descriptor | None) -> None:
         self._spoke = time.monotonic()
         if event["event"] == "uplinks":
-            self.uplinks.seen(event["mtu"], event["problems"], event["merging"])
+            self.uplinks.seen(event["mtu"], event["problems"], event["merging"], event["no_relay"])
             return
         if event["event"] == "ready":
             for index, ifindex in event["slots"]:

@@ -19,7 +19,7 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"event": "answered", "op": "number"|"own"|"open"|"give", "index": N,
         "error": null|{"code": "…", …}, "passes": true|false, "content": null|{…}}
     {"event": "uplinks", "mtu": N, "problems": ["…"],
-        "merging": {"device": "vxlan", "uplinks": ["…"], "reasons": ["…"]}}
+        "merging": {"device": "vxlan", "uplinks": ["…"], "reasons": ["…"]}, "no_relay": "…"}
 
 It writes `bindings` and `slot_by_ifindex` at both ends of a slot's life. "ready" comes for those
 of an order that were made, all together in so many microseconds; the others fail one by one.
@@ -31,7 +31,7 @@ VPC addresses in place of what every slot has, "own" gives a tap to a user, "ope
 descriptor passes with the answer's line, "give" makes a reserved slot in a namespace that others
 made, of an interface that is there already or a new one, or finds the slot that is there.
 "uplinks" comes at the start and when an uplink went, came back, changed its MTU or whether it
-merges; eth0 in every slot follows, a few slots at a time.
+merges, and when the relay to host taps did; eth0 in every slot follows, a few slots at a time.
 
 When the agent goes, so does this process, whatever it is doing: what it leaves
 half made has no entry in `slot_by_ifindex`, and the next one clears it; what it
@@ -189,6 +189,7 @@ class SlotMaker:
                 mtu=seen.mtu,
                 problems=seen.problems,
                 merging=asdict(seen.merged),
+                no_relay=seen.no_relay,
             )
 
     def _resize_some(self) -> None:

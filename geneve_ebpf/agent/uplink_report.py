@@ -17,19 +17,22 @@ class UplinkReport:
         self.problems: list[str] = []  # a sentence for each uplink that takes no part
         # Where segments are merged, as dataplane.merging.Merged has it.
         self.merging: dict[str, Any] = {"device": "", "uplinks": [], "reasons": []}
+        self.no_relay = ""  # why TCP is not merged anew for host taps; "" if it is
         self.on_mtu: Callable[[int], None] = lambda _: None  # called with the slots' MTU
         self._mtu = mtu
         self._log = log
 
-    def seen(self, mtu: int, problems: list[str], merging: dict[str, Any]) -> None:
+    def seen(self, mtu: int, problems: list[str], merging: dict[str, Any], no_relay: str) -> None:
         """Something may have changed."""
-        if (mtu, problems, merging) != (self._mtu, self.problems, self.merging):
-            say = self._log.warning if problems else self._log.info
+        known = (self._mtu, self.problems, self.merging, self.no_relay)
+        if (mtu, problems, merging, no_relay) != known:
+            say = self._log.warning if problems or no_relay else self._log.info
             say(
                 "uplinks",
                 slot_mtu=mtu,
                 merging=",".join(merging["uplinks"]) or "none",
-                problems="; ".join(problems) or "none",
+                problems="; ".join([*problems, *([no_relay] if no_relay else [])]) or "none",
             )
         self._mtu, self.problems, self.merging = mtu, problems, merging
+        self.no_relay = no_relay
         self.on_mtu(mtu)

@@ -42,6 +42,7 @@ def status(
         ("vtep", f"{answer['vtep']} port {answer['udp_port']} over {','.join(answer['uplinks'])}"),
         ("mtu", f"{answer['mtu']} in the sandboxes"),
         ("merging", _merging(answer["merging"])),
+        *([("relay", f"none: {answer['no_relay']}")] if answer["no_relay"] else []),
         (
             "slots",
             ", ".join(f"{slots[state]} {state}" for state in STATES if slots.get(state))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from geneve_ebpf.abi import NodeState
-from geneve_ebpf.host import links, messages, tc
+from geneve_ebpf.host import links, messages, taps, tc
 from geneve_ebpf.host.netlink import IPRoute, NetlinkError, RouteSocket
 from geneve_ebpf.loader import hooks
 from geneve_ebpf.loader.maps import SharedArray
@@ -26,6 +26,10 @@ DEVICE = "gnv-gro"
 # The kernel's own Geneve merges packets with options too; VXLAN's header has the
 # same size and place, and GRO compares all of it, the VNI with it.
 _KINDS = ("geneve", "vxlan")
+_IN_VAIN = (
+    "the node keeps taps alone, and those of this kernel cut up again what an uplink has merged:"
+    ' merge = "on" has it merged all the same'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,9 @@ class Merging:
         if self._settings.merge == "off":
             remove(self._ip)
             return Merged(reasons=('switched off: merge = "off"',))
+        if self._settings.merge == "auto" and self._is_in_vain():
+            remove(self._ip)
+            return Merged(reasons=(_IN_VAIN,))
         self.watched = {DEVICE}
         able, reasons, harmful = [], [], False
         for uplink in uplinks:
@@ -87,6 +94,12 @@ class Merging:
             self.watched.discard(DEVICE)
             return Merged(reasons=(*reasons, str(error)))
         return Merged(kind, tuple(able), tuple(reasons))
+
+    def _is_in_vain(self) -> bool:
+        """Whether all slots are taps that would cut up again what was merged on an uplink."""
+        kept = self._settings
+        only_taps = not kept.slots and (kept.tap_slots or kept.host_tap_slots)
+        return bool(only_taps) and not taps.take_what_was_in_a_tunnel()
 
     def _look_at(self, uplink: links.Link) -> tuple[str, bool]:
         """Why this one does not merge, "" if it does; and whether it would harm if it did."""

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 
-from geneve_ebpf.dataplane import merging
+from geneve_ebpf.dataplane import merging, relay
 from geneve_ebpf.dataplane.config import Config, read_config, write_config
 from geneve_ebpf.dataplane.node import Facts, fingerprint, write_facts
 from geneve_ebpf.dataplane.plane import DataPlane
@@ -56,6 +56,7 @@ def _up(settings: NodeSettings) -> None:
         block, anchor = hooks.hang_blocks(ip, door, pins, vrf)
         write_config(pins, Config.of(settings), anchor)
         write_mtu(pins, mtu)
+        relay.keep(ip, door, pins, block)  # before any slot; the slot process says why not
         for stale in hooks.hung_uplinks(pins) - set(settings.uplinks):
             hooks.drop_uplink(ip, door, pins, stale)
         for uplink in settings.uplinks:
@@ -182,6 +183,7 @@ def _down(settings: NodeSettings) -> None:
             slots.cut_off_all(door, sorted(indexes - named))
             slots.wait_gone(ip, sorted(indexes))
             merging.remove(ip)
+            relay.remove(ip)
             hooks.drop_blocks(ip)
     for path in names:
         namespaces.remove(path)

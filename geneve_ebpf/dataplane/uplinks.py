@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from geneve_ebpf.abi import OVERHEAD, NodeState
+from geneve_ebpf.dataplane import relay
 from geneve_ebpf.dataplane.merging import Merged, Merging
 from geneve_ebpf.dataplane.node import facts, write_facts
 from geneve_ebpf.errors import GeneveError
@@ -44,6 +45,7 @@ class Seen:
     mtu: int  # of the slots from now on, bytes
     problems: tuple[str, ...]  # one sentence for each uplink that takes no part
     merged: Merged
+    no_relay: str  # why TCP is not merged anew for host taps; "" if it is
 
 
 class Uplinks:
@@ -57,12 +59,15 @@ class Uplinks:
         self._pins = Pins(settings.run_directory)
         self._facts = facts(settings.run_directory)
         self._merging = Merging(settings, ip, door, self._pins, self._facts.block)
+        self._relayed = False
         self._hung: dict[str, int] = {}  # name -> index of the interface that has our hook
 
     @property
     def watched(self) -> set[str]:
         """Names of the interfaces after whose change it is time to `look`."""
-        return self._merging.watched | set(self._settings.uplinks)
+        # Of a pair that cannot be made, the coming and going would have it tried again.
+        relays = {relay.NEAR, relay.FAR} if self._relayed else set()
+        return self._merging.watched | set(self._settings.uplinks) | relays
 
     def look(self) -> Seen:
         """Hang the hook on what came (back), find and record the slots' MTU, see to merging.
@@ -97,7 +102,9 @@ class Uplinks:
         merged = self._merging.look(present, vrf)
         if self._settings.merge == "on":
             problems += [f"nothing is merged: {reason}" for reason in merged.reasons]
-        return Seen(mtu, tuple(problems), merged)
+        no_relay = relay.keep(self._ip, self._door, self._pins, self._facts.block)
+        self._relayed = not no_relay
+        return Seen(mtu, tuple(problems), merged, no_relay)
 
     def _look_at(self, name: str) -> links.Link:
         found = hooks.find_uplink(self._ip, name)

@@ -127,15 +127,16 @@ def set_alias(ip: IPRoute, index: int, text: str) -> None:
     ip.link("set", index=index, ifalias=text)
 
 
-def make_veth(ip: IPRoute, name: str, peer: dict[str, Any], *, mtu: int) -> int:
+def make_veth(ip: IPRoute, name: str, peer: dict[str, Any], *, mtu: int, queues: int = 1) -> int:
     """Make a veth pair, down, and return the index of `name`.
 
     `peer` holds pyroute2's fields of the other end (ifname, address,
-    net_ns_fd). One queue each: the default of one per CPU costs 456 KB and
-    2.2 ms a pair on 64 of them.
+    net_ns_fd). queues: from `name` to the other end; one back. The default of
+    one per CPU each way costs 456 KB and 2.2 ms a pair on 64 of them.
     """
-    one_queue = {"num_tx_queues": 1, "num_rx_queues": 1, "mtu": mtu}
-    ip.link("add", ifname=name, kind="veth", peer={**peer, **one_queue}, **one_queue)
+    near = {"num_tx_queues": queues, "num_rx_queues": 1, "mtu": mtu}
+    far = {"num_tx_queues": 1, "num_rx_queues": queues, "mtu": mtu}
+    ip.link("add", ifname=name, kind="veth", peer={**peer, **far}, **near)
     return index_of(ip, name)
 
 
@@ -218,6 +219,15 @@ class Features:
 
     on: tuple[str, ...] = ()
     off: tuple[str, ...] = ()
+
+
+# TCP segmentation in hardware. A veth whose own is off has its peer's GRO run.
+TSO = (
+    "tx-tcp-segmentation",
+    "tx-tcp-ecn-segmentation",
+    "tx-tcp-mangleid-segmentation",
+    "tx-tcp6-segmentation",
+)
 
 
 def set_features(door: RouteSocket, name: str, features: Features) -> None:

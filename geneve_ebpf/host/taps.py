@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import struct
+from functools import cache
 
 from geneve_ebpf.errors import Code, GeneveError
 
@@ -19,6 +20,8 @@ _DEVICE = "/dev/net/tun"
 _TUNSETPERSIST, _TUNSETIFF, _TUNSETOWNER = 0x400454CB, 0x400454CA, 0x400454CC
 _TUNSETIFINDEX, _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454DA, 0x400454D0, 0x400454D8
 VNET_HEADER = 10  # bytes of virtio's header before each frame, as long as nobody says otherwise
+_CHECKSUMS, _SEGMENTS, _TUNNELS = 0x1, 0x2, 0x80  # TUN_F_CSUM, _TSO4, _UDP_TUNNEL_GSO
+_PROBE = "gnv-probe"
 _TAP, _NO_PACKET_INFO, _VNET_HEADER, _EXCLUSIVE = 0x2, 0x1000, 0x4000, 0x8000
 _IFREQ = struct.Struct("16sH22x")
 
@@ -78,6 +81,26 @@ def open_tap(name: str) -> int:
             hint="end who has it open: a virtual machine, or whoever was given its descriptor",
         ) from None
     return descriptor
+
+
+@cache
+def take_what_was_in_a_tunnel() -> bool:
+    """Whether taps of this kernel take a superpacket whole that has come out of a tunnel.
+
+    They have done so since one may say that it takes UDP tunnels too. Asks a tap in the
+    thread's network namespace, which is gone again then. Raises OSError.
+    """
+    descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _attach(descriptor, _PROBE, _EXCLUSIVE)
+        fcntl.ioctl(descriptor, _TUNSETOFFLOAD, _CHECKSUMS | _SEGMENTS | _TUNNELS)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _attach(descriptor: int, name: str, more: int = 0) -> None:

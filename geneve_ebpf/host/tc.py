@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pyroute2.netlink import NLM_F_CREATE
@@ -113,8 +113,14 @@ def _shared(door: RouteSocket) -> Iterator[tuple[int, int, int]]:
 
 def shared_blocks(door: RouteSocket, ifindex: int) -> tuple[int, int]:
     """The shared blocks that an interface's ingress and egress are in; 0 if in none."""
-    blocks = (found[1:] for found in _shared(door) if found[0] == ifindex)
-    return next(blocks, (0, 0))
+    return blocks_of(door, [ifindex])[0]
+
+
+def blocks_of(door: RouteSocket, ifindexes: Sequence[int]) -> list[tuple[int, int]]:
+    """The same of several, of each in its place."""
+    found = {ifindex: blocks for ifindex, *blocks in _shared(door) if ifindex in ifindexes}
+    pairs = (found.get(ifindex, (0, 0)) for ifindex in ifindexes)
+    return [(ingress, egress) for ingress, egress in pairs]
 
 
 def blocks_in_use(door: RouteSocket) -> set[int]:

@@ -82,10 +82,10 @@ BUGS = (
     Bug(
         "a drop behind decapsulation counts what is left of the frame",
         "bpf/lib/receive.h",
-        """	reason = address_to_guest(skb, config, binding, &inner, 1);
+        """		reason = label_frame(skb, slot, binding);
 	if (reason)
 		return drop_bytes(bytes, DIRECTION_RX, reason);""",
-        """	reason = address_to_guest(skb, config, binding, &inner, 1);
+        """		reason = label_frame(skb, slot, binding);
 	if (reason)
 		return drop(skb, DIRECTION_RX, reason);""",
     ),
@@ -128,8 +128,8 @@ BUGS = (
     Bug(
         "between two sandboxes of a node the receiver is taken for as native as the sender",
         "bpf/lib/forward.h",
-        "reason = address_to_guest(skb, config, to_binding, inner,",
-        "reason = address_to_guest(skb, config, from, inner,",
+        "reason = address_to_guest(skb, config, to, inner, quotes);",
+        "reason = address_to_guest(skb, config, from, inner, quotes);",
     ),
     Bug(
         "of a native guest what an attach that was cut short has left is believed",
@@ -142,6 +142,12 @@ BUGS = (
         "bpf/lib/dhcp6.h",
         "if (next > ia_end)",
         "if (next > end)",
+    ),
+    Bug(
+        "who came into a slot gets what the relay still had for who was there before",
+        "bpf/relay_rx.bpf.c",
+        "*(volatile __u64 *)&to->generation != label.generation)",
+        "!*(volatile __u64 *)&to->generation)",
     ),
 )
 

@@ -98,6 +98,7 @@ def nodes(draw: st.DrawFn, families: str = "46", underlays: str = "46") -> Node:
         ),
         dns6=tuple(draw(st.lists(st.sampled_from(_DNS6), max_size=2))),
         slot_mtu=draw(st.sampled_from((1450, 1430, 8950))),
+        relay=draw(_either),
     )
     vnis = draw(st.lists(st.sampled_from(_VNIS), min_size=1, max_size=3, unique=True))
     generations = iter(range(1, 100))

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.fuzz.wire import Wire
+from tests.model.relay import label
 from tests.model.state import Context, Node
 
-SANDBOX_TX, UPLINK_RX = 0, 1
+SANDBOX_TX, UPLINK_RX, RELAY_RX = 0, 1, 2
 SHORTEST = {b"\x08\x00": 34, b"\x86\xdd": 54}  # that BPF_PROG_TEST_RUN takes
 LARGEST = 3000
 
@@ -56,7 +57,10 @@ class Traffic(Wire):
     def items(self, count: int) -> Iterator[Item]:
         """The frames, in the order in which they have to be sent."""
         for _ in range(count):
-            yield self._from_uplink() if self._chance(0.5) else self._from_slot()
+            if self._chance(0.02):
+                yield self._from_relay()
+            else:
+                yield self._from_uplink() if self._chance(0.5) else self._from_slot()
 
     def _from_slot(self) -> Item:
         slot = self._below(len(self._node.bindings))
@@ -73,6 +77,16 @@ class Traffic(Wire):
         item = self._item(UPLINK_RX, frame, context)
         item.complete = self._chance(0.3)
         return item
+
+    def _from_relay(self) -> Item:
+        """What uplink_rx labelled a moment ago, when somebody else may have been there."""
+        slot = self._below(len(self._node.bindings))
+        binding = self._node.bindings[slot]
+        generation = binding.generation if self._chance(0.8) else self._below(20)
+        if self._chance(0.05):
+            slot = self._below(65536)
+        head = label(slot, generation | self._pick((0, 0, 0, 0, 1 << 32, 1 << 63)))
+        return self._item(RELAY_RX, self._damaged(head + self._packet4(binding)[12:]), Context())
 
     def _item(self, program: int, frame: bytes, context: Context) -> Item:
         item = Item(program, frame, context)

@@ -21,6 +21,7 @@ from tests import programs
 from tests.model.state import Binding, Config, Node, Vtep
 
 SLOTS = 4
+HOOKS = ("sandbox_tx", "uplink_rx", "relay_rx")
 CHECKSUM_COMPLETE = 1 << 2  # BPF_F_TEST_SKB_CHECKSUM_COMPLETE, Linux 6.11
 _ROUTE_IPV6 = abi.constant("ROUTE_IPV6")
 _MINUTES = 60 * 10**9
@@ -92,7 +93,7 @@ class UnderTest:
         self._drops = _Counters(node.pins.map("drop_counts"), 1)
         self._events = _Counters(node.pins.map("event_counts"), 1)
         self._slots = _Counters(node.pins.map("slot_counters"), 4)
-        self._fds = [bpf.open_pin(node.pins.program(n)) for n in ("sandbox_tx", "uplink_rx")]
+        self._fds = [bpf.open_pin(node.pins.program(n)) for n in HOOKS]
         self._in = ctypes.create_string_buffer(_ROOM)
         self._out = ctypes.create_string_buffer(_ROOM)
         self._context = ctypes.create_string_buffer(_CONTEXT)
@@ -161,7 +162,7 @@ class UnderTest:
         for number, hop in state.nexthops.items():
             value = abi.NexthopValue(_address(hop.vtep), hop.mtu, Bytes6(*hop.mac))
             self._put("nexthops", abi.Key32(number), value)
-        self._load_vteps(state.vteps, state.config.slot_mtu)
+        self._load_vteps(state.vteps, state.config)
 
     def _put(self, name: str, key: ctypes.Structure, value: ctypes.Structure) -> None:
         self._tables[name].set(key, value)
@@ -196,7 +197,7 @@ class UnderTest:
         )
         self._tables["bindings"].set(abi.Key32(slot), row)
 
-    def _load_vteps(self, vteps: dict[bytes, Vtep], mtu: int) -> None:
+    def _load_vteps(self, vteps: dict[bytes, Vtep], config: Config) -> None:
         until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 60 * _MINUTES
         latest = 0
         for address, vtep in vteps.items():
@@ -206,7 +207,8 @@ class UnderTest:
                 latest = until
             self._put("vteps", _address(address), value)
         row = self._tables["node_state"].get(abi.Key32(0))
-        row.path_mtu_until, row.slot_mtu = latest, mtu
+        row.path_mtu_until, row.slot_mtu = latest, config.slot_mtu
+        row.relay = self._node.uplink if config.relay else 0
         self._tables["node_state"].set(abi.Key32(0), row)
 
     def path_mtu(self, vtep: bytes) -> int:
@@ -231,7 +233,7 @@ class UnderTest:
         priority: int = 0,
         flags: int = 0,
     ) -> tuple[int, bytes, int, int]:
-        """(verdict, frame, mark, priority) of one test run. program 0: sandbox_tx, 1: uplink_rx."""
+        """(verdict, frame, mark, priority) of one test run. program: its place in HOOKS."""
         at_in, at_out, at_context, at_context_out = self._at
         size = len(frame)
         self._in_view[:size] = frame

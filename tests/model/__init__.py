@@ -18,4 +18,5 @@ not from the C, against which tests/fuzz compares it. One subject per file:
 | `mtu.py`       | too big, MSS, path MTU (RFC 1191, 8201, 4443, 9293)            |
 | `sandbox.py`   | what a sandbox sends                                          |
 | `uplink.py`    | what comes from the wire                                      |
+| `relay.py`     | TCP on its way to a host tap                                  |
 """

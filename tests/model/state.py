@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 SHOT, REDIRECT, PASS_ON = 2, 7, -1  # verdicts
 
 REMOTE, LOCAL, BLACKHOLE = 1, 2, 3  # kinds of routes
-NAMESPACE, TAP, HOST_TAP = 0, 1, 2  # kinds of slots, which change nothing about a frame
+NAMESPACE, TAP, HOST_TAP = 0, 1, 2  # kinds of slots
 
 ZERO4, ZERO6 = bytes(4), bytes(16)
 NO_MAC = bytes(6)
@@ -49,6 +49,7 @@ class Config(_Brief):
     guest_mac: bytes = bytes.fromhex("024756000002")
     gateway_mac: bytes = bytes.fromhex("024756000001")
     slot_mtu: int = 1450
+    relay: bool = False  # is there one?
 
 
 @dataclass(frozen=True, slots=True, repr=False)

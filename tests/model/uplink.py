@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.model import arp, geneve, mtu, nd, packet
+from tests.model import arp, geneve, mtu, nd, packet, relay
 from tests.model.packet import ARP, IPV4, IPV6, TEB, Packet
 from tests.model.sandbox import find_endpoint, to_guest
 from tests.model.state import (
@@ -192,9 +192,13 @@ def _decapsulate(node: Node, frame: bytes, arrival: Arrival) -> Outcome:
     inner.data = geneve.with_outer_ecn(inner.data, family, arrival.ecn)
     clamped = mtu.clamp(inner, _room_back(node, arrival.sender))
     inner.data = clamped or inner.data
+    binding = node.bindings[to.slot]
+    delivered = to_guest(config, binding, inner)
+    if relay.goes_by_relay(config, binding.kind, inner.protocol):
+        delivered = relay.label(to.slot, to.generation) + delivered[12:]
     return Outcome(
         REDIRECT,
-        to_guest(config, node.bindings[to.slot], inner),
+        delivered,
         traffic=((to.slot, "rx_remote", inner.length),),
         events=("mss_clamped",) if clamped else (),
     )

@@ -99,7 +99,7 @@ def settle(node: Node) -> None:
         netns_directory = Path(node.directory, "run", node.name, "netns")
         found["counts"] = {name: counts[name] for name in ("ready", "making", "retiring")}
         found["listed"] = {f"gnv{ident.removeprefix('slot-')}" for ident in ids}
-        found["interfaces"] = interfaces(node) - {"gnv-anchor", "gnv-anchor-peer"}
+        found["interfaces"] = {one for one in interfaces(node) if not one.startswith("gnv-")}
         found["on disk"] = {f"gnv{path.name[5:]}" for path in netns_directory.iterdir()}
         return (
             found["counts"] == {"ready": SLOTS, "making": 0, "retiring": 0}

@@ -67,7 +67,13 @@ GIVING = (
 )
 BRINGING = (*GIVING, "host/slots/brought.py")
 DESTROYING = ("agent/slot_process.py", "host/slots/destroying.py", "dataplane/sandboxes.py")
-SETTING_UP = ("dataplane/node_setup.py", "loader/hooks.py", "loader/kept.py", "loader/pins.py")
+SETTING_UP = (
+    "dataplane/node_setup.py",
+    "dataplane/relay.py",
+    "loader/hooks.py",
+    "loader/kept.py",
+    "loader/pins.py",
+)
 REMEMBERING = ("control/attached_log.py", "control/line_file.py", "agent/service.py")
 STARTING = (
     "agent/run.py",
@@ -207,8 +213,8 @@ def disagreements(node: Node) -> list[object]:
     same("namespaces", set(os.listdir(run_directory / "netns")), {f"slot-{n}" for n in own})
     same("mounts", mounts(run_directory), {"bpf", "netns"} | {f"netns/slot-{n}" for n in own})
     same("notes of others' namespaces", set(dict(Records(run_directory))), given)
-    anchor = {"gnv-anchor", "gnv-anchor-peer"}
-    same("interfaces", interfaces(node) - {VETH}, anchor | {f"gnv{n}" for n in indexes})
+    nodes_own = {"gnv-anchor", "gnv-anchor-peer", "gnv-relay0", "gnv-relay1"}
+    same("interfaces", interfaces(node) - {VETH}, nodes_own | {f"gnv{n}" for n in indexes})
 
     pins = Pins(run_directory)
     wanted = {pins.program(name).name for name in PROGRAMS} | set(MAPS)

@@ -37,7 +37,8 @@ from tests.nodes import (
     two_nodes,
 )
 from tests.offloads import SUPERPACKETS, SegmentSizes, complaints, kernel_log
-from tests.packets import TCP, UDP, Ether, Packet, Raw, faults, in_vpc, ip_header, on_wire
+from tests.one_poll import Wire
+from tests.packets import TCP, UDP, Ether, Raw, faults, in_vpc, ip_header
 from tests.tap import CHECKSUM, OWN, TSO, Tap
 from tests.wire import Capture, Captured, parse_ethernet, parse_ip, parse_tunnel
 
@@ -127,56 +128,6 @@ def test_both_families_and_both_ways_at_once(bed: Bed, ends: tuple[Sandbox, Sand
 
     came = [frame for frame in inside_one.frames() if not frame.outgoing]
     assert len(came) < len(DATA) / 1400 / 3
-
-
-class Wire:
-    """Puts frames on the wire to the second node, which holds them until it has seen them all."""
-
-    def __init__(self, bed: Bed) -> None:
-        self.a, self.b = bed.nodes
-        self._macs = [self._mac(node) for node in bed.nodes]
-        self._socket = self.a.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        self._socket.bind(("uplink0", 0))
-
-    def _mac(self, node: Node) -> str:
-        return node.run("ip", "-o", "link", "show", "uplink0").split("link/ether ")[1].split()[0]
-
-    def frame(self, inner: Packet, **fields: object) -> bytes:
-        """The inner frame in Geneve from the first node, or what `fields` say."""
-        ends = {"src": self.a.vtep, "dst": self.b.vtep}
-        macs = {"eth_src": self._macs[0], "eth_dst": self._macs[1]}
-        return bytes(on_wire(inner, **{**ends, **macs, **fields}))  # type: ignore[arg-type]
-
-    def segments(self, count: int, to: str = "10.0.2.5") -> list[Packet]:
-        """What follows one another in one TCP flow from 10.0.1.6."""
-        return [
-            in_vpc(
-                TCP(sport=1000, dport=2000, flags="A", seq=1 + 1000 * n) / Raw(bytes([n]) * 1000),
-                "10.0.1.6",
-                to,
-                tos=2,  # ECT(0)
-                flags="DF",
-                id=n,
-            )
-            for n in range(count)
-        ]
-
-    def carry(self, frames: list[bytes]) -> None:
-        """All of them in one of the kernel's polls."""
-        self._hold(200_000_000)
-        try:
-            for frame in frames:
-                self._socket.send(frame)
-        finally:
-            self._hold(0)
-
-    def _hold(self, nanoseconds: int) -> None:
-        settings = {"gro_flush_timeout": nanoseconds, "napi_defer_hard_irqs": min(nanoseconds, 1)}
-        script = "; ".join(
-            ["mount -t sysfs none /sys"]
-            + [f"echo {value} > /sys/class/net/uplink0/{name}" for name, value in settings.items()]
-        )
-        run(*inside(self.b.netns, "unshare", "--mount", "sh", "-ec", script))
 
 
 def gathered(capture: Capture, segments: int) -> list[Captured]:
@@ -275,8 +226,9 @@ def test_a_wrong_checksum_stays_wrong(bed: Bed, ends: tuple[Sandbox, Sandbox]) -
 @pytest.mark.parametrize("offloads", [0, CHECKSUM | TSO], ids=["none", "checksums-and-tso"])
 def test_a_machine_gets_what_its_tap_takes(bed: Bed, kind: str, offloads: int) -> None:
     """Merged on the uplink, and cut up again for a device that takes no superpackets; each byte in
-    its place, each checksum right, or left to the machine if it said that it makes them. A tap
-    that is behind a veth gets them merged anew there, if the machine takes that; not on 6.1."""
+    its place, each checksum right, or left to the machine if it said that it makes them. They are
+    merged anew on the veth before the tap, and given so to a machine that takes it; but the taps
+    of 6.1 cut up whatever was in a merged frame before."""
     merged = 0
     machine, wire = Tap(bed.nodes[1], kind, offloads=offloads), Wire(bed)
     seen, came, said = bed.nodes[1].capture(), b"", kernel_log()
@@ -300,7 +252,7 @@ def test_a_machine_gets_what_its_tap_takes(bed: Bed, kind: str, offloads: int) -
             came += parse_ip(parse_ethernet(received.frame).payload).payload[20:]
         assert came == b"".join(bytes([n]) * 1000 for n in range(8))
         assert len([one for one in seen.frames() if not one.outgoing]) < 8  # it was merged before
-        anew = kind == "tap" and bool(offloads) and not platform.release().startswith("6.1.")
+        anew = bool(offloads) and not platform.release().startswith("6.1.")
         assert bool(merged) == anew
         assert complaints(said) == []
     finally:
@@ -376,10 +328,29 @@ def test_it_follows_what_happens_to_uplink_and_device(bed: Bed) -> None:
     with namespaces.entering(node.netns), IPRoute() as ip, RouteSocket() as door:
         uplinks = Uplinks(node.settings, ip, door)
         assert "is taken" in uplinks.look().merged.reasons[0]
-        assert uplinks.watched == {"uplink0"}  # its own attempt is not what it waits for
+        assert DEVICE not in uplinks.watched  # its own attempt is not what it waits for
     assert not device(node)
     rival.close()
     assert look(node) == merged
+
+
+@pytest.mark.kernel
+def test_what_taps_would_cut_up_again_is_not_merged() -> None:
+    """Where a node keeps taps alone, of a kernel as old as 6.1; `on` merges all the same."""
+    with Bed("mrgtap") as made:
+        node = two_nodes(made)[1]
+        set_features(node.netns, "uplink0", "gro", "on", "tso", "off")
+        found = {}
+        for slots, merge in ((1, "auto"), (0, "auto"), (0, "on")):
+            settings = replace(node.settings, slots=slots, host_tap_slots=1, merge=merge)
+            with namespaces.entering(node.netns), IPRoute() as ip, RouteSocket() as door:
+                found[slots, merge] = Uplinks(settings, ip, door).look().merged
+
+        cuts_up = platform.release().startswith("6.1.")
+        assert found[1, "auto"].uplinks == found[0, "on"].uplinks == ("uplink0",)
+        assert found[0, "auto"].uplinks == (() if cuts_up else ("uplink0",))
+        assert ("cut up" in "".join(found[0, "auto"].reasons)) == cuts_up
+        assert "gnv-probe" not in node.run("ip", "link")
 
 
 @pytest.mark.kernel

@@ -73,6 +73,7 @@ NODE = {
         "uplinks": ["eth1"],
         "reasons": ["GRO is off on eth2"],
     },
+    "no_relay": "",
     "cordoned": False,
     "waiting": 0,
     "operations": {"pending": 0, "done": 3, "failed": 0},

@@ -15,6 +15,7 @@ import pytest
 from geneve_ebpf import abi
 from geneve_ebpf.agent.config import load
 from geneve_ebpf.cli.checks import NEIGHBOURS_WANTED
+from geneve_ebpf.dataplane import relay
 from geneve_ebpf.dataplane.merging import DEVICE
 from geneve_ebpf.exporter.metrics import METRICS
 from geneve_ebpf.loader.hooks import ANCHOR
@@ -167,7 +168,8 @@ def test_other_tools_are_kept_off_every_interface_that_a_node_makes(name, patter
     """The slots' and our own, and no others."""
     (glob,) = re.findall(pattern, (DEPLOY / name).read_text(), re.MULTILINE)
 
-    for interface in (host_interface(0), host_interface(16383), ANCHOR, DEVICE):
+    ours = (ANCHOR, DEVICE, relay.NEAR, relay.FAR)
+    for interface in (host_interface(0), host_interface(16383), *ours):
         assert fnmatch(interface, glob)
     assert not any(fnmatch(other, glob) for other in ("eth0", "lo", "gretap0", "veth0"))
 

@@ -48,6 +48,7 @@ class NodePaths:
                 "udp_port": settings.udp_port,
                 "mtu": self._shared.mtu,
                 "merging": {"mode": settings.merge} | node.pool.uplinks.merging,
+                "no_relay": node.pool.uplinks.no_relay,
                 "cordoned": node.intake.cordoned,
                 "sandboxes": node.count(),
                 "slots": node.pool.counts

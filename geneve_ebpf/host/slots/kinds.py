@@ -35,15 +35,7 @@ HOST_MTU = 65535
 IPV6_MTU_MIN = 1280  # RFC 8200 section 5; with less the kernel has no IPv6 on an interface
 LOOPBACK = 1  # index of `lo`, in every namespace
 _ADDRESS_PATIENCE = 0.05  # seconds; after that the slot may say which group it is in
-HOST_SIDE = links.Features(
-    # Or the peer's GRO never runs.
-    off=(
-        "tx-tcp-segmentation",
-        "tx-tcp-ecn-segmentation",
-        "tx-tcp-mangleid-segmentation",
-        "tx-tcp6-segmentation",
-    )
-)
+HOST_SIDE = links.Features(off=links.TSO)  # or the peer's GRO never runs
 # UDP GSO frames that cross whole cannot be delivered (DROP_MERGED_UDP): have them cut up
 # before they leave.
 GUEST_SIDE = links.Features(on=("rx-gro",), off=("tx-udp-segmentation",))

@@ -16,8 +16,10 @@ import pytest
 
 from geneve_ebpf import dataplane
 from geneve_ebpf.abi import JUMP_TABLE, PROGRAMS
+from geneve_ebpf.dataplane import relay
 from geneve_ebpf.errors import Code, GeneveError
-from geneve_ebpf.host import namespaces
+from geneve_ebpf.host import links, namespaces, tc
+from geneve_ebpf.host.netlink import RouteSocket
 from geneve_ebpf.loader import bpf, hooks, source
 from geneve_ebpf.model import Guest, NodeSettings
 from lab.network import ROOT, run
@@ -97,6 +99,7 @@ def test_new_programs_take_over_under_traffic(pair: tuple[Node, Node]) -> None:
     a, b = pair
     one, two = a.sandbox(BLUE, "10.0.1.5"), b.sandbox(BLUE, "10.0.2.5")
     programs = {node: node.facts.program for node in pair}
+    relays = {node: relay_of(node) for node in pair}
 
     with Stream(one.netns, two.netns, two.address) as stream:
         for node in (a, b):
@@ -109,8 +112,19 @@ def test_new_programs_take_over_under_traffic(pair: tuple[Node, Node]) -> None:
 
     assert (lost, stream.errors) == (set(), [])
     assert all(node.facts.program != programs[node] for node in pair)
+    for node, (index, program) in relays.items():
+        same, another = relay_of(node)
+        assert (same, another != program) == (index, True)
     assert two.ping("10.0.1.5") == 3
     assert a.sandbox(BLUE, "10.0.1.6").ping("10.0.2.5") == 3
+
+
+def relay_of(node: Node) -> tuple[int, int]:
+    """(interface index, id of its one program) of the far end of the relay to host taps."""
+    with namespaces.entering(node.netns), RouteSocket() as door:
+        index = links.index_by_name(door, relay.FAR)
+        (program,) = tc.ingress_programs(door, index)
+    return index, program
 
 
 @pytest.mark.parametrize(
