@@ -36,6 +36,7 @@ MERGE = ("auto", "on", "off")  # of NodeSettings.merge
 GENEVE_PORT = 6081  # RFC 8926 section 3.3
 VNI_MAX = (1 << 24) - 1
 MTU_MIN, MTU_MAX = 576, 65535
+IPV6_MTU_MIN = 1280  # RFC 8200 section 5; with less the kernel has no IPv6 on an interface
 DNS_MAX = 2  # servers of either family that DHCP offers
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 IPV4_MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291 section 2.5.5.2

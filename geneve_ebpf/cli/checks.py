@@ -14,11 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from geneve_ebpf.errors import GeneveError
-from geneve_ebpf.model import NodeSettings, SlotKind
+from geneve_ebpf.model import IPV6_MTU_MIN, NodeSettings, SlotKind
 
 NEIGHBOURS_WANTED = 16384  # entries; one table for all namespaces of the machine
 DISK_WANTED = 256 << 20  # bytes; desired state of 1 M routes is about half of it
-IPV6_MTU_MIN = 1280  # RFC 8200 section 5
 # Bytes of kernel memory that a slot takes, as `script/bench slots` measures it.
 SLOT_MEMORY = {
     SlotKind.NAMESPACE: 335 << 10,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from geneve_ebpf.errors import Code, GeneveError
 
-_CLONE_NEWNET = 0x40000000
+CLONE_NEWNET = 0x40000000
 _MS_BIND = 4096
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -73,7 +73,7 @@ def current() -> int:
 
 def enter(fd: int) -> None:
     """Move this thread into a network namespace, for good."""
-    _check(_libc.setns(fd, _CLONE_NEWNET), "setns")
+    _check(_libc.setns(fd, CLONE_NEWNET), "setns")
 
 
 def come_back(fd: int) -> None:
@@ -164,7 +164,7 @@ def enter_new(path: Path) -> int:
     """
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o600))
     try:
-        _check(_libc.unshare(_CLONE_NEWNET), "unshare")
+        _check(_libc.unshare(CLONE_NEWNET), "unshare")
         made = current()
         try:
             here, there = b"/proc/thread-self/ns/net", os.fsencode(path)

@@ -17,11 +17,12 @@ import socket
 import time
 
 from geneve_ebpf.errors import Code, GeneveError
+from geneve_ebpf.host.namespaces import CLONE_NEWNET
 from geneve_ebpf.host.processes import ending_with_parent
 
 PATIENCE = 3.0  # seconds that a path may take to be walked
 STUCK_MAX = 64  # children that could not be ended: then no other path is walked
-_NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000
+_NS_GET_NSTYPE = 0xB703
 
 # Children of this process that were given up, and have not ended yet.
 _stuck: list[int] = []
@@ -131,7 +132,7 @@ def open_netns(path: str) -> int:
         raise bad_netns(path, f"cannot be opened: {error.strerror}") from None
     except ValueError:  # a zero byte
         raise bad_netns(path, "is no path") from None
-    if fcntl.ioctl(descriptor, _NS_GET_NSTYPE) != _CLONE_NEWNET:
+    if fcntl.ioctl(descriptor, _NS_GET_NSTYPE) != CLONE_NEWNET:
         os.close(descriptor)
         raise bad_netns(path, "is a namespace of another type")
     return descriptor

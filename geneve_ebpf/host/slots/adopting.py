@@ -13,8 +13,9 @@ from geneve_ebpf.host import links, messages
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.host.slots.destroying import drop, gone, wait_gone
 from geneve_ebpf.host.slots.given import visiting
-from geneve_ebpf.host.slots.kinds import IPV6_MTU_MIN, routes6
+from geneve_ebpf.host.slots.kinds import routes6
 from geneve_ebpf.host.slots.place import Place
+from geneve_ebpf.model import IPV6_MTU_MIN
 
 
 def clear_half_made(ip: IPRoute, place: Place, known: Collection[int]) -> None:

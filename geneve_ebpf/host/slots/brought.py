@@ -21,9 +21,9 @@ from geneve_ebpf.host import given, links, messages, namespaces
 from geneve_ebpf.host.netlink import Batch, RouteSocket
 from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.host.slots.given import GivenKind
-from geneve_ebpf.host.slots.kinds import HOST_MTU, HOST_SIDE, IPV6_MTU_MIN, Draft, address6
+from geneve_ebpf.host.slots.kinds import HOST_MTU, HOST_SIDE, Draft, address6
 from geneve_ebpf.host.slots.place import Place
-from geneve_ebpf.model import Address, Guest, host_interface
+from geneve_ebpf.model import IPV6_MTU_MIN, Address, Guest, host_interface
 
 # Whoever is root in the namespace may have made millions, and they are looked at by the process
 # that makes all slots.

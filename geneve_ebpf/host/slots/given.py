@@ -18,9 +18,9 @@ from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import given, links, messages, namespaces, walks
 from geneve_ebpf.host.netlink import Batch, RouteSocket
 from geneve_ebpf.host.settings import Settings
-from geneve_ebpf.host.slots.kinds import GUEST_SIDE, IPV6_MTU_MIN, Draft, NamespaceKind, furniture
+from geneve_ebpf.host.slots.kinds import GUEST_SIDE, Draft, NamespaceKind, furniture
 from geneve_ebpf.host.slots.place import Place
-from geneve_ebpf.model import GUEST_INTERFACE
+from geneve_ebpf.model import GUEST_INTERFACE, IPV6_MTU_MIN
 
 
 @dataclass(frozen=True)

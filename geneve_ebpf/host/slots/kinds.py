@@ -28,11 +28,10 @@ from geneve_ebpf.host import links, messages
 from geneve_ebpf.host.netlink import Batch, RouteSocket
 from geneve_ebpf.host.settings import Settings
 from geneve_ebpf.host.slots.place import Place
-from geneve_ebpf.model import GUEST_INTERFACE, Guest, SlotKind, host_interface
+from geneve_ebpf.model import GUEST_INTERFACE, IPV6_MTU_MIN, Guest, SlotKind, host_interface
 
 # Of the host side: a veth drops what is larger, uncounted; sandbox_tx counts and answers it.
 HOST_MTU = 65535
-IPV6_MTU_MIN = 1280  # RFC 8200 section 5; with less the kernel has no IPv6 on an interface
 LOOPBACK = 1  # index of `lo`, in every namespace
 _ADDRESS_PATIENCE = 0.05  # seconds; after that the slot may say which group it is in
 HOST_SIDE = links.Features(off=links.TSO)  # or the peer's GRO never runs
