@@ -141,6 +141,7 @@ class Agent:
         for lost in self._node.lost:  # the kernel has started anew
             self._tell_lost(lost)
         pool.on_lost = self._lost
+        pool.on_faulty = self._faulty
         if self._node.intake.refuses is not None:
             self._queue.refuse(self._node.intake.refuses)
         pool.on_ready = partial(self._queue.serve, pool.ready_of)
@@ -269,10 +270,17 @@ class Agent:
         self._events.add("sandbox-lost", Said(what))
 
     def _lost(self, place: Place) -> None:
-        """The namespace of others that a slot was made in is gone."""
+        """The interface of a slot that somebody is attached to is gone."""
         lost = self._node.lose(place)
         if lost is not None:
             self._tell_lost(lost)
+
+    def _faulty(self, place: Place) -> None:
+        """Others changed the interface of a slot that is somebody's, or undid it: an event."""
+        attachment = self._node.attached_to(place)
+        what: Json = {} if attachment is None else {"sandbox": attachment.sandbox}
+        what |= {"slot": f"slot-{place.index}", "fault": place.fault}
+        self._events.add("slot-faulty" if place.fault else "slot-mended", Said(what))
 
     def _problems(self) -> list[str]:
         """Why the node is not whole."""

@@ -34,6 +34,7 @@ class Place:
     phase: Phase
     kind: SlotKind
     given: Given | None = None  # the namespace it is in, if others made that
+    fault: str = ""  # what others have done to its interface, while it is somebody's
     text: str = ""  # as JSON, once it is made: attaching does not wait for it
 
     def put_into_words(self, directory: str) -> None:

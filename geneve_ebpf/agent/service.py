@@ -42,6 +42,7 @@ from geneve_ebpf.model import (
     parse_name,
 )
 
+FAULTS_SAID = 5  # of slots, in one sentence
 NOTED_AT_ONCE = 16  # lines of the file of who is attached, some 2 us each
 GENERATIONS = 1 << 20  # for each second of the clock: below 2^53, as JSON's readers need, till 2242
 
@@ -355,12 +356,16 @@ class Node:
             )
         return attachment, counters
 
+    def attached_to(self, place: Place) -> Attachment | None:
+        """Who is attached to a slot."""
+        found = (one for one in self._attachments.values() if one.slot == place.index)
+        return next(found, None)
+
     def lose(self, place: Place) -> Lost | None:
-        """A slot's namespace went, and whoever was in there with it: detach, and remember that."""
-        found = [one for one in self._attachments.values() if one.slot == place.index]
-        if not found:
+        """A slot's interface went, and whoever was attached is cut off: detach, and remember."""
+        attachment = self.attached_to(place)
+        if attachment is None:
             return None
-        (attachment,) = found
         self.detach(attachment.sandbox, attachment.generation)
         lost = known(attachment)
         self.lost.append(lost)
@@ -441,6 +446,10 @@ class Node:
     def degraded(self) -> Iterator[str]:
         """Why the node is not whole, one sentence each."""
         yield from self.pool.uplinks.problems
+        faults = self.pool.faults
+        if faults:
+            more = f"; and {len(faults) - FAULTS_SAID} more" if len(faults) > FAULTS_SAID else ""
+            yield "; ".join(faults[:FAULTS_SAID]) + more
         if self.pool.problem:
             yield self.pool.problem
         elif self.pool.shortage:

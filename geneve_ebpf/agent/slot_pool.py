@@ -71,8 +71,11 @@ class SlotPool(Stock):
         self._said = ""  # by the last one that could not be made
         self._paused = False  # none is ordered for the moment
         self.uplinks = UplinkReport(dataplane.mtu, log)
-        # Called with a slot whose namespace has gone, and somebody is attached there.
+        # Called with a slot whose interface is gone, and somebody is attached there.
         self.on_lost: Callable[[Place], None] = lambda _: None
+        # Called with a slot that is somebody's, whose fault is another one now.
+        self.on_faulty: Callable[[Place], None] = lambda _: None
+        self._faulty: dict[int, Place] = {}  # those that are somebody's
         self.on_ready: Callable[[], None] = lambda: None  # called when slots may be ready
         self.refill = Rate(time.monotonic)  # slots that become ready
         self._dataplane = dataplane
@@ -111,6 +114,11 @@ class SlotPool(Stock):
             f"the slot process has said nothing for {SILENCE:.0f} s, and {waiting} of its slots"
             " are to be made or destroyed"
         )
+
+    @property
+    def faults(self) -> list[str]:
+        """What others have done to slots that are somebody's."""
+        return [place.fault for _, place in sorted(self._faulty.items())]
 
     # The slots' lives
 
@@ -210,6 +218,7 @@ class SlotPool(Stock):
 
     def destroy(self, place: Place) -> None:
         """Have a slot destroyed that the maps have retired or detached."""
+        self._faulty.pop(place.index, None)
         self._to_destroy.append(place.index)
         self.move(place, Phase.RETIRING)
 
@@ -233,6 +242,7 @@ class SlotPool(Stock):
                 self._gone(index)
         self._ordered_making.clear()
         self._ordered_destroying.clear()
+        self._faulty.clear()  # it looks for itself, and tells
         self._channel = Channel(connection, self._on_event)
         self.asks.connect(self._channel)
         self._look()
@@ -359,6 +369,8 @@ class SlotPool(Stock):
             self.asks.answered(event["op"], event["index"], answered)
         elif event["event"] == "lost":
             self._lost(event["index"])
+        elif event["event"] == "faulty":
+            self._found_faulty(event["index"], event["fault"])
         else:
             self._failed(event["index"], str(event["op"]), str(event["message"]))
         self._look()
@@ -370,7 +382,7 @@ class SlotPool(Stock):
             # That it is made was said just before, and the one who asked is still to be told.
             asyncio.get_running_loop().call_soon(partial(self._lost, index, again=True))
             return
-        if place is not None and place.given is not None and place.phase is Phase.ATTACHED:
+        if place is not None and place.phase is Phase.ATTACHED:
             self._log.warning("slot-lost", slot=f"slot-{index}", was=place.phase.value)
             self.on_lost(place)
             return
@@ -379,6 +391,22 @@ class SlotPool(Stock):
         self._log.warning("slot-lost", slot=f"slot-{index}", was=place.phase.value)
         self._dataplane.retire(index)
         self.destroy(place)
+
+    def _found_faulty(self, index: int, fault: str) -> None:
+        """Somebody changed the interface of a slot, or "": undid it."""
+        place = self._places.get(index)
+        if place is None:
+            return
+        if place.phase is Phase.READY and fault:
+            self._log.warning("slot-faulty", slot=f"slot-{index}", was="ready", fault=fault)
+            self._dataplane.retire(index)
+            self.destroy(place)
+        elif place.handed_out and fault != place.fault:
+            place.fault = fault
+            self._faulty[index] = place
+            if not fault:
+                del self._faulty[index]
+            self.on_faulty(place)
 
     def _failed(self, index: int, op: str, message: str) -> None:
         problem = f"slots cannot be made: {message}"

@@ -15,6 +15,7 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"event": "ready", "slots": [[INDEX, IFINDEX], …], "us": N}
     {"event": "gone", "indexes": [N, …]}
     {"event": "lost", "index": N}
+    {"event": "faulty", "index": N, "fault": "…"}
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
     {"event": "answered", "op": "number"|"own"|"open"|"give", "index": N,
         "error": null|{"code": "…", …}, "passes": true|false, "content": null|{…}}
@@ -24,8 +25,10 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
 It writes `bindings` and `slot_by_ifindex` at both ends of a slot's life. "ready" comes for those
 of an order that were made, all together in so many microseconds; the others fail one by one.
 "gone" comes when the interface has vanished and an RCU grace period is over: the index may be used
-again. "lost" comes when a slot that nobody has attached to, or one in a namespace that others
-made, turns out to have no interface any more: somebody deleted it, or the namespace is gone.
+again. "lost" comes when a slot turns out to have no interface any more: somebody deleted it, or the
+namespace is gone; "faulty" when somebody has set it down or changed its clsact, and with no fault
+when that was undone. The kernel tells of such changes; what it had no room to tell is found by a
+look at all slots, every minute.
 "answered" says what became of what is asked about one slot: "number" gives eth0 in a namespace its
 VPC addresses in place of what every slot has, "own" gives a tap to a user, "open" opens one, whose
 descriptor passes with the answer's line, "give" makes a reserved slot in a namespace that others
@@ -66,7 +69,9 @@ from geneve_ebpf.loader.bpf import quiesce
 from geneve_ebpf.model import AddressMode, NodeSettings, SlotKind, SlotState, host_interface
 
 _VANISH_PATIENCE = 2.0  # seconds until a namespace that lingers loses its interface
-_ROUND = 60.0  # seconds of rest between looks for slots that were lost
+_ROUND = 60.0  # seconds between looks at everything, whatever else there is to do
+_SOON = 2.0  # seconds until such a look when the kernel could not tell all that changed
+_HEARD_AT_ONCE = 256  # changes of interfaces that are read before it is somebody else's turn
 _POLL = 0.01  # seconds between looks at interfaces that are to vanish
 _RESIZE_AT_ONCE = 32  # slots; less than a millisecond each, and orders wait meanwhile
 _WALKS_MAX = 64  # paths that are walked at once; the oldest is then waited for
@@ -115,15 +120,16 @@ class SlotMaker:
         self._vanishing: dict[int, float] = {}  # index -> when to stop waiting
         self._to_resize: list[int] = []
         self._to_resize_later: set[int] = set()  # those that failed, once a round
-        self._ear = RouteSocket(messages.LINKS)
+        self._ear = RouteSocket(messages.LINKS | messages.TRAFFIC_CONTROL)
+        self._next_look = 0.0  # by the monotonic clock
+        self._faults: dict[int, str] = {}  # of slots, as the agent knows them
         self._seen: Seen | None = None  # what the agent knows
         self._uplinks = Uplinks(settings, self._ip, self._route)
 
     def run(self) -> None:
         """Serve until the agent hangs up."""
         self._clear_half_made()
-        self._look_for_lost()
-        self._look_at_uplinks()
+        self._look_at_everything()
         # What a change of the MTU just before this process's time has left undone.
         self._to_resize = [slot.index for slot in self._plane.slots()]
         pending = b""
@@ -146,16 +152,15 @@ class SlotMaker:
                 self._resize_some()
             elif self._vanishing:
                 self._look_for_vanished()
-            elif not heard:
-                self._look_for_lost()
-                self._look_at_uplinks()  # a device that could not be made may be makeable now
+            if time.monotonic() >= self._next_look:
+                self._look_at_everything()
 
     def _rest(self) -> float:
         """Seconds until there is something to do that nobody tells us of."""
         if self._to_resize:
             return 0.0
-        rest = _POLL if self._vanishing else _ROUND
         now = time.monotonic()
+        rest = _POLL if self._vanishing else self._next_look - now
         return max(0.0, min([rest, *(walk.end - now for walk in self._walks)]))
 
     def _end_walks(self, heard: list[Any]) -> None:
@@ -166,16 +171,34 @@ class SlotMaker:
 
     def _listen(self) -> None:
         """Something changed on some interface, our own slots' among them."""
+        watched, concerned = self._uplinks.watched, False
+        suspects: set[int | None] = set()
         try:
-            heard = [(kind, messages.link_name(body)) for kind, body in self._ear.listen(0)]
-            concerned = any(name in self._uplinks.watched for _, name in heard)
-            if self._given and any(kind == messages.DELLINK for kind, _ in heard):
-                self._look_for_vanished_given()
+            for _ in range(_HEARD_AT_ONCE):
+                heard = self._ear.listen(0)
+                if not heard:
+                    break
+                for kind, body in heard:
+                    is_link = kind in (messages.NEWLINK, messages.DELLINK)
+                    concerned |= is_link and messages.link_name(body) in watched
+                    if self._is_suspicious(kind, body):
+                        suspects.add(self._plane.slot_of(messages.interface_of(body)))
         except OSError:  # more changed than could be told
             concerned = True
-            self._look_for_vanished_given()
+            self._next_look = min(self._next_look, time.monotonic() + _SOON)
+        for index in suspects:
+            if index is not None:
+                self._examine(index)
         if concerned:
             self._look_at_uplinks()
+
+    def _is_suspicious(self, kind: int, notification: bytes) -> bool:
+        """Whether it may say that a slot's host side is not as it was made, or is so again."""
+        if kind == messages.NEWLINK and messages.link_is_down(notification):
+            return True
+        if kind in (messages.NEWLINK, messages.NEWQDISC):
+            return bool(self._faults)
+        return kind in (messages.DELLINK, messages.DELQDISC)
 
     def _look_at_uplinks(self) -> None:
         seen = self._uplinks.look()
@@ -212,18 +235,37 @@ class SlotMaker:
             return held.endpoint.address6
         return self._place.guest.address6
 
-    def _look_for_lost(self) -> None:
-        self._to_resize, self._to_resize_later = sorted(self._to_resize_later), set()
-        waiting = (SlotState.READY, SlotState.RESERVED)
-        for index in slots.lost(s.index for s in self._plane.slots() if s.state in waiting):
-            self._tell(event="lost", index=index)
-        self._look_for_vanished_given()
+    def _look_at_everything(self) -> None:
+        """What failed may be possible now, and what changed may not have been told."""
+        self._next_look = time.monotonic() + _ROUND
+        self._to_resize = sorted({*self._to_resize, *self._to_resize_later})
+        self._to_resize_later = set()
+        made = [(slot.index, slot.ifindex) for slot in self._plane.slots()]
+        try:
+            for index, fault in slots.faults(self._route, self._place, made):
+                self._found(index, fault)
+        except OSError:  # an answer was lost
+            self._next_look = time.monotonic() + _SOON
+        self._look_at_uplinks()
 
-    def _look_for_vanished_given(self) -> None:
-        """A namespace may go at any time, and whoever is root in one may delete eth0."""
-        for index in slots.lost(self._given):
-            if index not in self._vanishing:
-                self._tell(event="lost", index=index)
+    def _examine(self, index: int) -> None:
+        ifindex = self._plane.slot(index).ifindex
+        try:
+            self._found(index, slots.fault(self._route, self._place, index, ifindex))
+        except OSError:
+            self._next_look = min(self._next_look, time.monotonic() + _SOON)
+
+    def _found(self, index: int, fault: str | None) -> None:
+        """Tell what others have done to a slot that is not being destroyed; None: it is gone."""
+        if index in self._vanishing:
+            return
+        if fault is None:
+            self._tell(event="lost", index=index)
+        elif fault != self._faults.get(index, ""):
+            self._faults[index] = fault
+            if not fault:
+                del self._faults[index]
+            self._tell(event="faulty", index=index, fault=fault)
 
     def _clear_half_made(self) -> None:
         """Drop what a maker that died in the middle left: a namespace that no map knows."""
@@ -455,6 +497,7 @@ class SlotMaker:
         quiesce()  # once for all of them
         for index in done:
             self._forget_given(index)
+            self._faults.pop(index, None)
             self._plane.remove_slot(index)
         self._tell(event="gone", indexes=done)
 

@@ -284,6 +284,11 @@ class Sandboxes(Routes):
         state, kind = SlotState(binding.state), _SLOT_KINDS[binding.kind]
         return Slot(index, binding.ifindex, state, kind)
 
+    def slot_of(self, ifindex: int) -> int | None:
+        """Index of the slot that has this host-side interface."""
+        found = self._slots_by_ifindex.get(Key32(ifindex))
+        return None if found is None else found.value
+
     def slots(self) -> Iterator[Slot]:
         """Every slot there is, with its state."""
         return (self.slot(i) for i in sorted(v.value for _, v in self._slots_by_ifindex.items()))

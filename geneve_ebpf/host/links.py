@@ -28,7 +28,7 @@ from geneve_ebpf.host import messages
 from geneve_ebpf.host.netlink import Batch, RouteSocket
 
 _SIOCETHTOOL = 0x8946
-_SIOCGIFMTU, _SIOCGIFINDEX = 0x8921, 0x8933
+_SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFINDEX = 0x8913, 0x8921, 0x8933
 _ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO = 0x1B, 0x37
 _ETHTOOL_GFEATURES, _ETHTOOL_SFEATURES = 0x3A, 0x3B
 _FEATURE_NAMES, _NAME_SIZE = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
@@ -279,6 +279,12 @@ def index_by_name(door: RouteSocket, name: str) -> int:
     """Index of an interface in the socket's namespace. Raises OSError ENODEV."""
     answer = fcntl.ioctl(door, _SIOCGIFINDEX, struct.pack("16si20x", name.encode(), 0))
     return int(struct.unpack_from("i", answer, 16)[0])
+
+
+def is_up(door: RouteSocket, name: str) -> bool:
+    """Whether an interface of the socket's namespace is set up. Raises OSError ENODEV."""
+    answer = fcntl.ioctl(door, _SIOCGIFFLAGS, struct.pack("16sH22x", name.encode(), 0))
+    return bool(struct.unpack_from("H", answer, 16)[0] & _IFF_UP)
 
 
 def wait_transmits(door: RouteSocket, index: int, patience: float) -> None:

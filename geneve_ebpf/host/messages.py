@@ -16,15 +16,16 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 Address = IPv4Address | IPv6Address
 
 # Groups of notifications, for a RouteSocket.
-LINKS, ADDRESSES6 = 0x1, 0x100
+LINKS, TRAFFIC_CONTROL, ADDRESSES6 = 0x1, 0x8, 0x100
 
-_NEWLINK, DELLINK, _SETLINK, _NEWADDR, _NEWROUTE, _NEWNEIGH = 16, 17, 19, 20, 24, 28
+NEWLINK, DELLINK, _SETLINK, _NEWADDR, _NEWROUTE, _NEWNEIGH = 16, 17, 19, 20, 24, 28
 _GETLINK, _IFLA_OPERSTATE, _IFLA_EXT_MASK = 18, 16, 29
 _IFLA_LINK, _IFLA_MASTER, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_XDP_ATTACHED = 5, 10, 37, 43, 2
 _GETADDR, _GETROUTE, _GETNSID, _NETNSA_NSID, _NETNSA_FD = 22, 26, 90, 1, 3
 _RTEXT_FILTER_SKIP_STATS, _IF_OPER_UP = 0x8, 6
-_NEWQDISC, _DELQDISC, _GETQDISC, _DELADDR = 36, 37, 38, 21
+NEWQDISC, DELQDISC, _GETQDISC, _DELADDR = 36, 37, 38, 21
 _CREATE = 0x400 | 0x200  # NLM_F_CREATE | NLM_F_EXCL
+_ECHO = 0x8  # NLM_F_ECHO
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 26, 28, 31, 32
@@ -106,7 +107,7 @@ def veth(
         + both
         + _attribute(_IFLA_LINKINFO, kind + data)
     )
-    return Request(_NEWLINK, _CREATE, silent + attributes)
+    return Request(NEWLINK, _CREATE, silent + attributes)
 
 
 def tunnel(name: str, kind: str, port: int, link: int = 0) -> Request:
@@ -123,7 +124,7 @@ def tunnel(name: str, kind: str, port: int, link: int = 0) -> Request:
     nothing = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0)
     info = _attribute(_IFLA_INFO_KIND, kind.encode()) + _attribute(_IFLA_INFO_DATA, data)
     attributes = _attribute(_IFLA_IFNAME, name.encode() + b"\0")
-    return Request(_NEWLINK, _CREATE, nothing + attributes + _attribute(_IFLA_LINKINFO, info))
+    return Request(NEWLINK, _CREATE, nothing + attributes + _attribute(_IFLA_LINKINFO, info))
 
 
 def link_arp(index: int, on: bool) -> Request:
@@ -186,13 +187,19 @@ def clsact(index: int, ingress_block: int, egress_block: int) -> Request:
     kind = _attribute(TCA_KIND, b"clsact\0")
     sides = ((TCA_INGRESS_BLOCK, ingress_block), (TCA_EGRESS_BLOCK, egress_block))
     blocks = (_attribute(side, struct.pack("=I", block)) for side, block in sides if block)
-    return Request(_NEWQDISC, _CREATE, head + kind + b"".join(blocks))
+    return Request(NEWQDISC, _CREATE, head + kind + b"".join(blocks))
+
+
+def clsact_of(index: int) -> Request:
+    """Asks about an interface's clsact; ENOENT or EINVAL if it has none."""
+    head = struct.pack("=BxxxiIII", socket.AF_UNSPEC, index, _CLSACT_HANDLE, _CLSACT_PARENT, 0)
+    return Request(_GETQDISC, _ECHO, head)  # tc answers to an echo alone
 
 
 def no_clsact(index: int) -> Request:
     """Take an interface's clsact away. ENOENT or EINVAL if it has none."""
     head = struct.pack("=BxxxiIII", socket.AF_UNSPEC, index, _CLSACT_HANDLE, _CLSACT_PARENT, 0)
-    return Request(_DELQDISC, 0, head)
+    return Request(DELQDISC, 0, head)
 
 
 QDISCS = Request(_GETQDISC, 0, bytes(20))  # a dump's request: all of the namespace
@@ -214,6 +221,18 @@ def link_name(notification: bytes) -> str:
     """The name of the interface that a notification of group LINKS is about."""
     name = attributes(notification, 16).get(_IFLA_IFNAME, b"")  # behind struct ifinfomsg
     return name.rstrip(b"\0").decode(errors="replace")
+
+
+def interface_of(notification: bytes) -> int:
+    """Index of the interface that a notification of LINKS or TRAFFIC_CONTROL is about."""
+    (index,) = struct.unpack_from("=i", notification, 4)  # of struct ifinfomsg and tcmsg alike
+    return int(index)
+
+
+def link_is_down(notification: bytes) -> bool:
+    """Whether a notification of group LINKS is about an interface that nobody has set up."""
+    (flags,) = struct.unpack_from("=I", notification, 8)
+    return not flags & _IFF_UP
 
 
 def link_is_operating(answer: bytes) -> bool:

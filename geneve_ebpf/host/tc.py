@@ -9,7 +9,6 @@ addressed with a magic interface index and its number as the parent.
 from __future__ import annotations
 
 import errno
-import struct
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -103,24 +102,38 @@ def _shared(door: RouteSocket) -> Iterator[tuple[int, int, int]]:
     for body in door.dump_bytes(messages.QDISCS):
         found = messages.attributes(body, 20)  # behind struct tcmsg
         if found.get(messages.TCA_KIND) == b"clsact\0":
-            (ifindex,) = struct.unpack_from("=i", body, 4)
-            yield (
-                ifindex,
-                int.from_bytes(found.get(messages.TCA_INGRESS_BLOCK, b""), sys.byteorder),
-                int.from_bytes(found.get(messages.TCA_EGRESS_BLOCK, b""), sys.byteorder),
-            )
+            yield messages.interface_of(body), *_blocks(found)
+
+
+def _blocks(clsact: dict[int, bytes]) -> tuple[int, int]:
+    """The shared blocks of a clsact's ingress and egress, by its attributes."""
+    return (
+        int.from_bytes(clsact.get(messages.TCA_INGRESS_BLOCK, b""), sys.byteorder),
+        int.from_bytes(clsact.get(messages.TCA_EGRESS_BLOCK, b""), sys.byteorder),
+    )
 
 
 def shared_blocks(door: RouteSocket, ifindex: int) -> tuple[int, int]:
     """The shared blocks that an interface's ingress and egress are in; 0 if in none."""
-    return blocks_of(door, [ifindex])[0]
+    try:
+        body = door.get_bytes(messages.clsact_of(ifindex))
+    except OSError as error:
+        # No such qdisc, another one at its place, no such interface.
+        if error.errno in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            return 0, 0
+        raise
+    return _blocks(messages.attributes(body, 20))  # behind struct tcmsg
+
+
+def all_shared_blocks(door: RouteSocket) -> dict[int, tuple[int, int]]:
+    """As `shared_blocks`, of every interface of the namespace that has a clsact."""
+    return {ifindex: (ingress, egress) for ifindex, ingress, egress in _shared(door)}
 
 
 def blocks_of(door: RouteSocket, ifindexes: Sequence[int]) -> list[tuple[int, int]]:
-    """The same of several, of each in its place."""
-    found = {ifindex: blocks for ifindex, *blocks in _shared(door) if ifindex in ifindexes}
-    pairs = (found.get(ifindex, (0, 0)) for ifindex in ifindexes)
-    return [(ingress, egress) for ingress, egress in pairs]
+    """As `shared_blocks`, of several, each in its place."""
+    found = all_shared_blocks(door)
+    return [found.get(ifindex, (0, 0)) for ifindex in ifindexes]
 
 
 def blocks_in_use(door: RouteSocket) -> set[int]:

@@ -4,7 +4,7 @@
 All the netlink of a sandbox's life happens here, before and after it lives.
 """
 
-from geneve_ebpf.host.slots.adopting import clear_half_made, lost, resize
+from geneve_ebpf.host.slots.adopting import clear_half_made, resize
 from geneve_ebpf.host.slots.brought import BroughtKind, find, give_back
 from geneve_ebpf.host.slots.destroying import cut_off, cut_off_all, drop, gone, wait_gone
 from geneve_ebpf.host.slots.given import GivenKind, refuse_ours
@@ -13,6 +13,7 @@ from geneve_ebpf.host.slots.making import AT_ONCE, make, make_many
 from geneve_ebpf.host.slots.native import number
 from geneve_ebpf.host.slots.place import Place
 from geneve_ebpf.host.slots.taps import HostTapKind, TapKind, beside_tap
+from geneve_ebpf.host.slots.watching import fault, faults
 
 __all__ = [
     "AT_ONCE",
@@ -29,10 +30,11 @@ __all__ = [
     "cut_off",
     "cut_off_all",
     "drop",
+    "fault",
+    "faults",
     "find",
     "give_back",
     "gone",
-    "lost",
     "make",
     "make_many",
     "number",

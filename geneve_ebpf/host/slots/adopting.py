@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slots that are there already: those a maker left half made, those that were lost, a new MTU."""
+"""Slots that are there already: those a maker left half made, and a new MTU."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from ipaddress import IPv6Address
 
 from geneve_ebpf.host import links, messages
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
-from geneve_ebpf.host.slots.destroying import drop, gone, wait_gone
+from geneve_ebpf.host.slots.destroying import drop, wait_gone
 from geneve_ebpf.host.slots.given import visiting
 from geneve_ebpf.host.slots.kinds import routes6
 from geneve_ebpf.host.slots.place import Place
@@ -30,11 +30,6 @@ def clear_half_made(ip: IPRoute, place: Place, known: Collection[int]) -> None:
             found_link = links.describe(ip, name)
             if found_link is not None and found_link.kind == "tun":
                 links.remove(ip, found_link.index)
-
-
-def lost(indexes: Iterable[int]) -> Iterator[int]:
-    """Those whose host-side interface is there no more. For a thread in the node's namespace."""
-    return (index for index in indexes if gone(index))
 
 
 def resize(place: Place, index: int, address6: IPv6Address | None) -> bool:

@@ -238,9 +238,10 @@ def test_a_native_attach_waits_for_a_slot_process_that_died(lab: Lab, node: Node
 
 
 def test_a_native_attach_that_cannot_be_done_is_undone_and_told(node: Node) -> None:
-    """Its slot has lost its interface: who follows events hears of the detach as well."""
+    """Its slot has no eth0 any more: who follows events hears of the detach as well."""
     slot = asked(node, "slot", "reserve", "--kind", "namespace")["slot"]
-    subprocess.run(inside(Path(slot["netns"]), "ip", "link", "delete", "eth0"), check=True)
+    for words in (("down",), ("name", "other0")):
+        subprocess.run(inside(Path(slot["netns"]), "ip", "link", "set", "eth0", *words), check=True)
     agent = Agent(node.socket)
     before = agent.must("GET", "/v1/node")["last_event"]
 
