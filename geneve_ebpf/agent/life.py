@@ -142,6 +142,7 @@ class Agent:
             self._tell_lost(lost)
         pool.on_lost = self._lost
         pool.on_faulty = self._faulty
+        pool.uplinks.on_down = lambda down: self._events.add("uplinks-down", Said({"down": down}))
         if self._node.intake.refuses is not None:
             self._queue.refuse(self._node.intake.refuses)
         pool.on_ready = partial(self._queue.serve, pool.ready_of)

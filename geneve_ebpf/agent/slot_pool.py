@@ -343,7 +343,8 @@ class SlotPool(Stock):
     def _on_event(self, event: dict[str, Any], descriptor: Descriptor | None) -> None:
         self._spoke = time.monotonic()
         if event["event"] == "uplinks":
-            self.uplinks.seen(event["mtu"], event["problems"], event["merging"], event["no_relay"])
+            told = (event[name] for name in ("mtu", "problems", "down", "merging", "no_relay"))
+            self.uplinks.seen(*told)
             return
         if event["event"] == "ready":
             for index, ifindex in event["slots"]:

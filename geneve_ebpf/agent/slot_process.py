@@ -19,7 +19,7 @@ Descriptor 3 is a stream socket to the agent, JSON lines both ways:
     {"event": "failed", "index": N, "op": "make"|"destroy", "message": "…"}
     {"event": "answered", "op": "number"|"own"|"open"|"give", "index": N,
         "error": null|{"code": "…", …}, "passes": true|false, "content": null|{…}}
-    {"event": "uplinks", "mtu": N, "problems": ["…"],
+    {"event": "uplinks", "mtu": N, "problems": ["…"], "down": ["…"],
         "merging": {"device": "vxlan", "uplinks": ["…"], "reasons": ["…"]}, "no_relay": "…"}
 
 It writes `bindings` and `slot_by_ifindex` at both ends of a slot's life. "ready" comes for those
@@ -211,6 +211,7 @@ class SlotMaker:
                 event="uplinks",
                 mtu=seen.mtu,
                 problems=seen.problems,
+                down=seen.down,
                 merging=asdict(seen.merged),
                 no_relay=seen.no_relay,
             )

@@ -40,6 +40,7 @@ def status(
         ("node", f"{answer['node']}{', cordoned' if answer['cordoned'] else ''}"),
         ("ready", "yes" if unready is None else f"no: {unready.message}"),
         ("vtep", f"{answer['vtep']} port {answer['udp_port']} over {','.join(answer['uplinks'])}"),
+        *([("down", ", ".join(answer["uplinks_down"]))] if answer["uplinks_down"] else []),
         ("mtu", f"{answer['mtu']} in the sandboxes"),
         ("merging", _merging(answer["merging"])),
         *([("relay", f"none: {answer['no_relay']}")] if answer["no_relay"] else []),

@@ -43,9 +43,17 @@ class Seen:
     """What a look at the uplinks found."""
 
     mtu: int  # of the slots from now on, bytes
-    problems: tuple[str, ...]  # one sentence for each uplink that takes no part
+    problems: tuple[str, ...]  # one sentence for each uplink that takes no part, or for all
+    down: tuple[str, ...]  # one for each that carries nothing for the moment
     merged: Merged
     no_relay: str  # why TCP is not merged anew for host taps; "" if it is
+
+
+def _why_down(uplink: links.Link) -> str:
+    """Why nothing leaves by an uplink; "" if something may."""
+    if not uplink.up:
+        return f"{uplink.name} is down"
+    return "" if uplink.carrier else f"{uplink.name} has no carrier"
 
 
 class Uplinks:
@@ -86,6 +94,9 @@ class Uplinks:
             except (OSError, NetlinkError) as error:
                 self._hung.pop(name, None)
                 problems.append(f"uplink {name} takes no program: {error}")
+        down = tuple(text for text in map(_why_down, present) if text)
+        if present and len(down) == len(present):
+            problems.append(f"no uplink carries anything: {', '.join(down)}")
         if present:
             try:
                 vrf = hooks.vrf_of(present)
@@ -104,7 +115,7 @@ class Uplinks:
             problems += [f"nothing is merged: {reason}" for reason in merged.reasons]
         no_relay = relay.keep(self._ip, self._door, self._pins, self._facts.block)
         self._relayed = not no_relay
-        return Seen(mtu, tuple(problems), merged, no_relay)
+        return Seen(mtu, tuple(problems), down, merged, no_relay)
 
     def _look_at(self, name: str) -> links.Link:
         found = hooks.find_uplink(self._ip, name)

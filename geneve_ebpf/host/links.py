@@ -32,7 +32,7 @@ _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFINDEX = 0x8913, 0x8921, 0x8933
 _ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO = 0x1B, 0x37
 _ETHTOOL_GFEATURES, _ETHTOOL_SFEATURES = 0x3A, 0x3B
 _FEATURE_NAMES, _NAME_SIZE = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
-_IFF_UP = 0x1
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _TOGETHER = 128  # interfaces that are deleted at once: the lock is held so long
 
 
@@ -59,6 +59,7 @@ class Link:
     master_kind: str  # what that is: "vrf", "bond", "bridge", …
     parent: str  # the interface of this namespace that it is on (a VLAN's); "" if on none
     up: bool
+    carrier: bool  # whether it is up and something is at its other end, as far as it can tell
 
 
 def describe(ip: IPRoute, name: str) -> Link | None:
@@ -81,6 +82,7 @@ def describe(ip: IPRoute, name: str) -> Link | None:
         str((info and info.get_attr("IFLA_INFO_SLAVE_KIND")) or "") if master else "",
         _parent(found),
         bool(found["flags"] & _IFF_UP),
+        bool(found["flags"] & _IFF_LOWER_UP),
     )
 
 

@@ -22,6 +22,7 @@ from geneve_ebpf.host.links import index_of
 from geneve_ebpf.host.netlink import IPRoute, RouteSocket
 from geneve_ebpf.loader import hooks
 from lab.network import Lab, Node, inside, run
+from tests.api import Agent
 from tests.nodes import (
     PREFIX,
     RUN_ROOT,
@@ -196,6 +197,55 @@ def test_an_uplink_made_again_has_its_hook_and_the_node_is_not_ready_meanwhile(
         assert eventually(lambda node=node: not problems(node)), problems(node)
     assert one.ping(two.address) == two.ping(one.address6) == 3
     assert send_tcp(one, two, DATA) == DIGEST
+
+
+def test_the_node_is_not_ready_while_no_uplink_carries_anything(
+    lab: Lab, ends: tuple[Host, Host]
+) -> None:
+    """Set down, or with nothing at its other end, as `node status` and an event have it."""
+    one, two = ends
+    a, b = lab.nodes
+    since, told = ask(b, "GET", "/v1/node")["last_event"], []
+
+    run("ip", "-n", a.namespace, "link", "set", "uplink0", "down")
+
+    for node, why in ((a, "uplink0 is down"), (b, "uplink0 has no carrier")):
+        said = f"no uplink carries anything: {why}"
+        assert eventually(lambda node=node, said=said: said in problems(node)), node.name
+        assert ask(node, "GET", "/v1/node")["uplinks_down"] == [why]
+        agent = Agent(node.socket)
+        assert agent.code("GET", "/readyz") == "degraded"
+        told = agent.must("GET", f"/v1/events?since={since}") if node is b else told
+        agent.close()
+    assert [one["down"] for one in told if one["event"] == "uplinks-down"] == [
+        ["uplink0 has no carrier"]
+    ]
+    run("ip", "-n", a.namespace, "link", "set", "uplink0", "up")
+    if family(lab) == 6:  # those of IPv6 go when an interface is set down
+        address = ("2001:db8::1/64", "dev", "uplink0", "nodad")
+        run("ip", "-n", a.namespace, "address", "add", *address)
+    for node in (a, b):
+        assert eventually(lambda node=node: not problems(node)), problems(node)
+    assert one.ping(two.address) == two.ping(one.address6) == 3
+
+
+def test_one_uplink_of_two_that_is_down_is_named_and_no_problem() -> None:
+    """The kernel's routes lead by the other one."""
+    with Bed("two") as bed:
+        a, other = bed.namespace("a"), bed.namespace("b")
+        for name in ("uplink0", "uplink1"):
+            bed.wire(a, name, other, name)
+        bed.address(a, "192.0.2.1/24", "uplink0")
+        node = bed.node(a, "192.0.2.1", "uplink0", "uplink1")
+        with namespaces.entering(a), IPRoute() as ip, RouteSocket() as door:
+            uplinks = Uplinks(node.settings, ip, door)
+            assert (uplinks.look().problems, uplinks.look().down) == ((), ())
+
+            node.run("ip", "link", "set", "uplink1", "down")
+
+            seen = uplinks.look()
+            assert (seen.problems, seen.down) == ((), ("uplink1 is down",))
+        bed.clear()
 
 
 def problems(node: Node) -> list[str]:

@@ -65,6 +65,7 @@ NODE = {
     "node": "default",
     "vtep": "192.0.2.1",
     "uplinks": ["eth1"],
+    "uplinks_down": [],
     "udp_port": 6081,
     "mtu": 1450,
     "merging": {

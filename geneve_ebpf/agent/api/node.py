@@ -45,6 +45,7 @@ class NodePaths:
                 "problems": problems,
                 "vtep": str(settings.vtep),
                 "uplinks": list(settings.uplinks),
+                "uplinks_down": node.pool.uplinks.down,
                 "udp_port": settings.udp_port,
                 "mtu": self._shared.mtu,
                 "merging": {"mode": settings.merge} | node.pool.uplinks.merging,
