@@ -301,7 +301,7 @@ class Agent:
             raise GeneveError(Code.BUSY, "the node is being taken down already", hint="wait")
         sandboxes = self._node.count()
         if not force:
-            refuse_in_use(sandboxes)
+            refuse_in_use(sandboxes, self._pool.counts["reserved"])
         # From here on nobody attaches: the check above must stay true.
         self._going_down = True
         self._node.intake.close()
@@ -357,13 +357,15 @@ def _listen(path: Path) -> socket.socket:
     return listening
 
 
-def refuse_in_use(sandboxes: int) -> None:
-    """Raise NODE_IN_USE if there are any."""
-    if sandboxes:
+def refuse_in_use(sandboxes: int, reserved: int) -> None:
+    """Raise NODE_IN_USE if sandboxes are attached or slots reserved: the node is somebody's."""
+    if sandboxes or reserved:
+        who = [f"{sandboxes} sandbox{'es' * (sandboxes > 1)} attached"] if sandboxes else []
+        who += [f"{reserved} slot{'s' * (reserved > 1)} reserved"] if reserved else []
         raise GeneveError(
             Code.NODE_IN_USE,
-            f"{sandboxes} sandbox{'es are' if sandboxes > 1 else ' is'} attached",
-            hint="detach them, or use --force to cut them off",
+            f"the node has {' and '.join(who)}",
+            hint="geneve-ebpf slot list names them: detach and `slot release` them, or use --force",
         )
 
 

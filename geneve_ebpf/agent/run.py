@@ -31,7 +31,7 @@ from geneve_ebpf.control.store import Store
 from geneve_ebpf.dataplane import DataPlane, adopt, bring_up, tear_down
 from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.host import namespaces
-from geneve_ebpf.model import NodeSettings
+from geneve_ebpf.model import NodeSettings, SlotState
 
 ATTACHED = "attached"  # the file of who is, for after a reboot
 # A waiting thread gets the interpreter after this many seconds (default 5 ms).
@@ -100,12 +100,12 @@ def down(settings: NodeSettings, *, force: bool = False) -> tuple[int, int]:
     """Take down a node that no agent serves; (sandboxes, slots) that it still had.
 
     Removes what `POST /v1/node:down` does. Raises NODE_IN_USE while sandboxes are
-    attached, unless `force`; LAYOUT_MISMATCH likewise if another version made it, for
-    nobody can tell then; AGENT_RUNNING if an agent serves it after all.
+    attached or slots reserved, unless `force`; LAYOUT_MISMATCH likewise if another version
+    made it, for nobody can tell then; AGENT_RUNNING if an agent serves it after all.
     """
     _require_root()
     namespaces.require_machine_mounts()
-    sandboxes = slots = generation = 0
+    sandboxes = slots = reserved = generation = 0
     with _sole_agent(settings):
         try:
             dataplane = DataPlane.open(settings.run_directory, writable=False)
@@ -118,10 +118,11 @@ def down(settings: NodeSettings, *, force: bool = False) -> tuple[int, int]:
         else:
             with contextlib.closing(dataplane):
                 sandboxes = sum(1 for _ in dataplane.attachments())
-                slots = sum(1 for _ in dataplane.slots())
+                states = [slot.state for slot in dataplane.slots()]
+                slots, reserved = len(states), states.count(SlotState.RESERVED)
                 generation = dataplane.generation
         if not force:
-            refuse_in_use(sandboxes)
+            refuse_in_use(sandboxes, reserved)
         tear_down(settings)
         with contextlib.closing(AttachedLog(settings.state_directory / ATTACHED)) as attached:
             attached.read()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from geneve_ebpf.errors import Code, GeneveError
 
 app = noun("node", "The node this agent serves.")
 
+_SAY_EVERY = 3.0  # seconds between words about who is waited for
 STATES = ("ready", "reserved", "attached", "retiring", "making")
 
 
@@ -99,10 +101,11 @@ def drain(
 ) -> None:
     """Cordon the node and wait until nobody is left on it.
 
-    Whoever placed the sandboxes has to detach them. Exits 4 if some are left after all; the
-    node stays cordoned.
+    Whoever placed the sandboxes has to detach them, and to release what is reserved. Exits 4
+    if some are left after all; the node stays cordoned.
     """
     deadline = time.monotonic() + timeout
+    said = time.monotonic()
     with agent() as client:
         while True:
             _, answer = client.request("POST", "/v1/node:cordon", {})
@@ -112,8 +115,12 @@ def drain(
                 raise GeneveError(
                     Code.NODE_IN_USE,
                     f"after {timeout:g} s {_left(answer)}",
-                    hint="geneve-ebpf list shows them; the node stays cordoned",
+                    hint="geneve-ebpf slot list names them: detach them, `slot release` them;"
+                    " the node stays cordoned",
                 )
+            if os.isatty(2) and time.monotonic() - said >= _SAY_EVERY:
+                said = time.monotonic()
+                output.note(_left(answer))
             time.sleep(0.2)
     output.emit(answer, "node is drained")
 
@@ -125,7 +132,7 @@ def _left(answer: dict[str, Any]) -> str:
 @app.command(cls=Command)
 def down(
     force: Annotated[
-        bool, typer.Option("--force", help="Also while sandboxes are attached.")
+        bool, typer.Option("--force", help="Also while sandboxes are attached or slots reserved.")
     ] = False,
     config: Annotated[
         Path | None,

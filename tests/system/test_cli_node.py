@@ -44,7 +44,7 @@ def test_commands_say_when_no_agent_runs_and_the_node_outlives_it(lab):
 
 
 def test_node_down_refuses_while_sandboxes_are_attached(lab):
-    """Exit 4, and nothing is touched; with --force it goes, the agent too."""
+    """Or slots reserved: exit 4, nothing is touched; with --force it goes, the agent too."""
     (node,) = lab.nodes
     lab.start_agent(node)
     lab.wait_ready(node)
@@ -53,6 +53,13 @@ def test_node_down_refuses_while_sandboxes_are_attached(lab):
 
     assert refused(node, "node", "down") == (4, "node_in_use")
     assert len(asked(node, "list")["sandboxes"]) == 1
+    asked(node, "detach", "web")
+    reserved = asked(node, "slot", "reserve")["slot"]["id"]
+    plain = geneve(node, "node", "down")
+    assert plain.stderr.startswith("error: the node has 1 slot reserved (node_in_use)\n")
+    assert "slot release" in plain.stderr
+    assert asked(node, "slot", "list")["counts"]["reserved"] == 1
+    asked(node, "attach", "web", "--vpc", "blue", "--slot", reserved)
 
     done = geneve(node, "node", "down", "--force")
     assert (done.returncode, done.stdout) == (0, "node is down\n")
@@ -69,6 +76,7 @@ def test_a_node_whose_agent_is_dead_goes_down_by_its_configuration(lab):
     asked(node, "vpc", "create", "blue", "--vni", "7", "--prefix", "10.0.0.0/16")
     asked(node, "attach", "web", "--vpc", "blue")
     config = ("--config", str(node.config))
+    asked(node, "slot", "reserve")
     assert refused(node, "node", "down", *config) == (4, "agent_running")
 
     lab.stop_agent(node, signal.SIGKILL)
