@@ -226,21 +226,15 @@ class AgentClient:
         has no other CPU than ours for instance, it is soon hardly ever done any more.
         """
         now = perf_counter_ns()
-        late = now + min(_LOOK + _LOOK_A_BYTE * size, _LOOK_MOST)
         if now - self._answered > _SOON:
             received = receive(connection, 0)
-            self._answered = perf_counter_ns()
         elif self._sleeps:
             self._sleeps -= 1
             received = receive(connection, 0)
-            self._answered = perf_counter_ns()
-            if self._answered > late:
-                # Answers take that long just now, wherever the agent is: no reason to go on so.
-                self._sleeps //= 2
-                self._sleep_next //= 2
         else:
+            late = now + min(_LOOK + _LOOK_A_BYTE * size, _LOOK_MOST)
             received = self._looked_for(connection, receive, late)
-            self._answered = perf_counter_ns()
+        self._answered = perf_counter_ns()
         return received
 
     def _looked_for(self, connection: socket.socket, receive: Receive, late: int) -> bytes:

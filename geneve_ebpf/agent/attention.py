@@ -13,11 +13,11 @@ from __future__ import annotations
 # more for each byte of the answer, up to a bound, as whoever asked reads that first.
 AWAKE, AWAKE_A_BYTE, AWAKE_MOST = 100_000, 10, 500_000
 # A request that comes so soon after the agent has looked for it in vain was held up by that.
-SOON = 200_000
+SOON = 100_000
 # Sending takes longer than that when whoever is woken by it has a turn on this CPU.
 TURN = 12_000
 # How many answers in a row are not followed by looking, at the most, after looks in vain.
-SLEEP_MOST = 255
+SLEEP_MOST = 63
 
 
 class Attention:

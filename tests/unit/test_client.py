@@ -114,14 +114,6 @@ def test_whose_answers_come_late_is_hardly_looked_for_any_more(monkeypatch):
     assert ask(client, Answering(late=False), 3000, monkeypatch) > 2000
 
 
-def test_answers_that_take_long_are_no_reason_to_sleep_for_quick_ones(monkeypatch):
-    """Who asks for many things that take an agent longer, and then for an attach, looks again."""
-    client = AgentClient("/nowhere")
-    ask(client, Answering(late=True, takes=300_000), 300, monkeypatch)
-
-    assert ask(client, Answering(late=False), 100, monkeypatch) > 90
-
-
 def test_the_answer_to_a_large_request_is_looked_for_longer(monkeypatch):
     """A batch takes the agent longer than an attach, and the caller has nothing else to do."""
     took = []
