@@ -260,14 +260,20 @@ def ready(node: Node) -> bool:
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     killer = Killer(Path(f"/run/{PREFIX}-orders"))
-    with killer.obeyed(), Lab(Path(f"/run/{PREFIX}-dying"), f"{PREFIX}-dy") as lab:
-        lab.up(2, SLOTS, metrics=False)
-        lab.connect("blue", 42, ("10.0.0.0/16", BLOCKS), ("fd00:1::/48", BLOCKS6))
-        run("ip", "netns", "add", BOX.name)
-        try:
-            yield Scene(lab, killer)
-        finally:
-            run("ip", "netns", "delete", BOX.name)
+    with Lab(Path(f"/run/{PREFIX}-dying"), f"{PREFIX}-dy") as lab:
+        lab.make_nodes(2, SLOTS, metrics=False)
+        node, other = lab.nodes
+        lab.start_agent(other)  # whose slot process has lines of its own, once a minute: no orders
+        with killer.obeyed():
+            lab.start_agent(node)
+            for one in lab.nodes:
+                lab.wait_ready(one)
+            lab.connect("blue", 42, ("10.0.0.0/16", BLOCKS), ("fd00:1::/48", BLOCKS6))
+            run("ip", "netns", "add", BOX.name)
+            try:
+                yield Scene(lab, killer)
+            finally:
+                run("ip", "netns", "delete", BOX.name)
 
 
 @dataclass(frozen=True, slots=True)
