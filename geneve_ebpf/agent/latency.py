@@ -17,7 +17,7 @@ from pathlib import Path
 
 from geneve_ebpf.errors import Code, GeneveError
 
-STAGES = ("wait", "validate", "write", "total")
+STAGES = ("wait", "validate", "write", "total", "settle")
 RESULTS = ("ok", "error")
 # Upper bounds in nanoseconds; the last bucket of a histogram has none.
 BOUNDS = tuple(
@@ -58,12 +58,25 @@ class Recorder:
         self._words = memoryview(self._map)[len(MAGIC) :].cast("Q")
 
     def record(
-        self, wait: int, validate: int, write: int, total: int, *, ok: bool, count: int = 1
+        self,
+        wait: int,
+        validate: int,
+        write: int,
+        total: int,
+        settle: int | None = None,
+        *,
+        ok: bool,
+        count: int = 1,
     ) -> None:
-        """Add an attach, or several that took the same; all in nanoseconds."""
+        """Add an attach, or several that took the same; all in nanoseconds.
+
+        settle: None is of one that had nothing to settle, which is not counted there.
+        """
         words = self._words
         base = 0 if ok else WIDTH
-        for duration in (wait, validate, write, total):
+        for duration in (wait, validate, write, total, settle):
+            if duration is None:
+                return
             words[base + bisect_left(BOUNDS, duration)] += count
             words[base + WIDTH - 1] += duration * count
             base += WIDTH * len(RESULTS)

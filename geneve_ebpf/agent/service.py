@@ -51,7 +51,8 @@ class Timing(NamedTuple):
     """Where an attach's time went, in nanoseconds.
 
     wait: from reading the request to starting on it; validate: checks and the
-    choice of address and slot; write: the maps.
+    choice of address and slot; write: the maps; total: all of it, but for what is left to
+    `Node.settle`.
     """
 
     wait: int
@@ -92,6 +93,8 @@ class Node:
         # Were attached and went without being detached, and nobody has seen to them since.
         self.lost: list[Lost] = []
         self._attachments: dict[str, Attachment] = {}
+        # Those that have yet to settle: how long they have taken, and when that was.
+        self._settling: dict[str, tuple[int, Timing]] = {}
         self._prober: Prober | None = None  # made when it is first asked for
         self.intake = Intake(settings.state_directory)
         self.reservations = Reservations(dataplane, pool, self.intake, admission)
@@ -226,9 +229,21 @@ class Node:
         )
         return attachment, timing
 
-    def record(self, timing: Timing) -> None:
-        """An attach has taken so long."""
-        self._recorder.record(timing.wait, timing.validate, timing.write, timing.total, ok=True)
+    def record(self, attachment: Attachment, timing: Timing) -> None:
+        """An attach has taken so long, unless it has yet to `settle`."""
+        if self._has_to_settle(attachment):
+            self._settling[attachment.sandbox] = time.perf_counter_ns(), timing
+        else:
+            self._recorder.record(*timing, ok=True)
+
+    def _record_settled(self, name: str, began: int, *, ok: bool) -> int:
+        """One that was to settle has, or cannot; how long that took, in nanoseconds."""
+        now = time.perf_counter_ns()
+        since, timing = self._settling.pop(name, (0, None))
+        if timing is not None:
+            total = timing.total + now - since
+            self._recorder.record(*timing._replace(total=total), now - began, ok=ok)
+        return now - began
 
     def attach_row(
         self, names: Sequence[str], vpc_name: str, kind: SlotKind | None
@@ -291,19 +306,22 @@ class Node:
         self._recorder.record(0, timing.validate, timing.write, timing.total, ok=True, count=count)
         return attachments, places, timing
 
-    async def settle(self, name: str, detach: Callable[[str, int], object]) -> None:
-        """Return when a sandbox has its own addresses on eth0, if it is to have them.
+    async def settle(self, name: str, detach: Callable[[str, int], object]) -> int | None:
+        """Return when a sandbox has its own addresses on eth0, if it is to have them: after how
+        many nanoseconds.
 
-        In clone mode, and of a machine that asks by DHCP, at once. If its namespace
+        In clone mode, and of a machine that asks by DHCP, None at once. If its namespace
         cannot be given them, NO_SLOT is raised, after `detach` was called with its name
         and generation.
         """
         attachment = self._attachments.get(name)
         if attachment is None or not self._has_to_settle(attachment):
-            return
+            return None
+        began = time.perf_counter_ns()
         try:
             await self.pool.asks.ask("number", attachment.slot, addresses=_texts(attachment))
         except GeneveError as error:
+            self._record_settled(name, began, ok=False)
             if attachment in self:
                 detach(name, attachment.generation)
             raise GeneveError(
@@ -311,6 +329,7 @@ class Node:
                 f"slot-{attachment.slot} could not be given its addresses: {error.message}",
                 hint="try again: it will be another slot",
             ) from None
+        return self._record_settled(name, began, ok=True)
 
     def _has_to_settle(self, attachment: Attachment) -> bool:
         return (

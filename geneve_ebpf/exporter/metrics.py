@@ -55,7 +55,7 @@ ATTACH_DURATION = Metric(
     "geneve_ebpf_attach_duration_seconds",
     "histogram",
     ("stage", "result"),
-    "How long attaching took inside the agent, by stage (wait, validate, write, total) and"
+    "How long attaching took inside the agent, by stage (wait, validate, write, settle, total) and"
     " result (ok, error).",
 )
 SLOTS = Metric(

@@ -36,6 +36,17 @@ def test_a_duration_is_in_the_bucket_of_its_bound(path):
     assert sum(found["total", "error"].counts) == 0
 
 
+def test_only_who_settles_is_counted_there(path):
+    recorder = latency.Recorder(path)
+    recorder.record(1, 2, 3, 6, ok=True)
+    recorder.record(1, 2, 3, 10_006, 10_000, ok=True)
+    recorder.close()
+
+    found = by_name(path)
+    assert sum(found["total", "ok"].counts) == 2
+    assert (sum(found["settle", "ok"].counts), found["settle", "ok"].sum_ns) == (1, 10_000)
+
+
 def test_another_process_reads_while_this_one_writes(path):
     recorder = latency.Recorder(path)
     recorder.record(1, 2, 3, 6, ok=False)
@@ -49,7 +60,7 @@ def test_another_process_reads_while_this_one_writes(path):
     ).stdout
     recorder.close()
 
-    assert out.strip() == "[1, 2, 3, 6]"
+    assert out.strip() == "[1, 2, 3, 6, 0]"
 
 
 def test_the_next_agent_counts_on(path):

@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+import msgspec
+
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import (
     Json,
@@ -123,7 +125,7 @@ class SandboxPaths:
                 f" pid={request.peer.pid} trace={request.trace}",
             )
         else:
-            self._shared.node.record(timing)
+            self._shared.node.record(attachment, timing)
             peer = request.peer
             content = Attached._make((attachment, vpc, 201, timing.total))
             self._shared.events.add("attach", content, request.trace, peer.uid, peer.pid)
@@ -165,7 +167,9 @@ class SandboxPaths:
     async def _settled(self, request: Request, name: str, answer: Answer) -> Answer:
         try:
             if answer.status < 400:
-                await self._shared.node.settle(name, partial(self.detach, request))
+                took = await self._shared.node.settle(name, partial(self.detach, request))
+                if answer.status == 201 and took is not None:
+                    answer = answer._replace(body=_with_settle(answer.body, request, took))
         except BaseException as error:
             answer = self._failure(request, error)
         return answer._replace(logged=True)
@@ -306,3 +310,12 @@ class SandboxPaths:
 def _last_text(seconds: float | None) -> str:
     """When a sandbox was last active, as a member of its body."""
     return '"last_activity":' + ("null" if seconds is None else f'"{rfc3339(seconds)}"')
+
+
+def _with_settle(body: bytes, request: Request, took: int) -> bytes:
+    """A sandbox's body, with the time that its namespace took for its addresses."""
+    # Once more through the codec: that is little beside netlink.
+    sandbox = msgspec.json.decode(body)
+    total = time.perf_counter_ns() - request.received
+    sandbox["timing_ns"] |= {"settle": took, "total": total}
+    return msgspec.json.encode(sandbox)

@@ -181,6 +181,9 @@ def test_a_native_namespace_has_its_vpc_address(lab: Lab, node: Node, far: dict[
     assert (own["mode"], own["guest"]["address"], own["guest"]["address6"]) == (
         "native", address, None,
     )  # fmt: skip
+    timing = own["timing_ns"]
+    assert timing["settle"] > 0
+    assert timing["settle"] + timing["validate"] + timing["write"] < timing["total"]
     netns = Path(own["slot"]["netns"])
     shown = subprocess.run(
         inside(netns, "ip", "-o", "addr", "show", "dev", "eth0"),
