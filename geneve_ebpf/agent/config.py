@@ -48,6 +48,17 @@ class Placement:
     slot_cpu: int | None = None
     exporter_cpu: int | None = None
 
+    def refuse_others(self, allowed: set[int]) -> None:
+        """Raise BAD_CONFIG if a process is placed where it may not run."""
+        for name in ("agent_cpu", "slot_cpu", "exporter_cpu"):
+            cpu = getattr(self, name)
+            if cpu is not None and cpu not in allowed:
+                raise bad_config(
+                    f"placement.{name} is {cpu}, where nothing of ours may run",
+                    field=f"placement.{name}",
+                    hint=f"one of {' '.join(map(str, sorted(allowed)))}",
+                )
+
     def cpus(self, process: str, allowed: set[int]) -> set[int]:
         """Where "agent", "slot" or "exporter" may run, of those CPUs where we may at all."""
         placed: int | None = getattr(self, f"{process}_cpu")

@@ -134,19 +134,22 @@ class Events:
             self._news.set()
 
     def since(self, number: int | None, limit: int) -> list[Event]:
-        """Events after that number, `limit` at most; None is from the oldest on.
+        """Events after that number, `limit` at most; None and 0 are from the oldest on.
 
         Raises EVENTS_GONE if there were some that are not kept any more, or if
         the number is none that was given out.
         """
         kept = self._kept
         oldest = self._next - len(kept)
-        start = oldest if number is None else number + 1
+        start = number + 1 if number else oldest
         if not oldest <= start <= self._next:
             raise GeneveError(
                 Code.EVENTS_GONE,
-                f"events after {number} are not kept: the oldest is {oldest}",
-                hint="list what you follow anew, then go on from the number in GET /v1/node",
+                f"events after {number} are not kept: the oldest is {oldest}"
+                if start < oldest
+                else f"there is no event {number} yet: the last is {self.last}",
+                hint="list what you follow anew, then go on from last_event of: geneve-ebpf node"
+                " status",
                 field="since",
                 details={"oldest": oldest, "last": self.last},
             )

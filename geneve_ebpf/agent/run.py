@@ -66,8 +66,7 @@ def serve(config: AgentConfig) -> None:
         stack.enter_context(namespaces.entering(settings.netns))
         cpus = os.sched_getaffinity(0)
         placement = config.placement
-        for name in ("agent_cpu", "slot_cpu", "exporter_cpu"):
-            _refuse_other_cpu(getattr(placement, name), cpus, f"placement.{name}")
+        placement.refuse_others(cpus)
         os.sched_setaffinity(0, placement.cpus("agent", cpus))
         _raise_descriptor_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
@@ -174,16 +173,6 @@ def _sole_agent(settings: NodeSettings) -> Iterator[None]:
 def _require_root() -> None:
     if os.geteuid() != 0:
         raise GeneveError(Code.NOT_PERMITTED, "the agent needs root", hint="use sudo")
-
-
-def _refuse_other_cpu(cpu: int | None, cpus: set[int], field: str) -> None:
-    if cpu is not None and cpu not in cpus:
-        raise GeneveError(
-            Code.BAD_CONFIG,
-            f"{field} is {cpu}, where nothing of ours may run",
-            field=field,
-            hint=f"one of {' '.join(map(str, sorted(cpus)))}",
-        )
 
 
 def _raise_descriptor_limit() -> None:

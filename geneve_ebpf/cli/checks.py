@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from geneve_ebpf.errors import GeneveError
 from geneve_ebpf.model import IPV6_MTU_MIN, NodeSettings, SlotKind
+
+if TYPE_CHECKING:
+    from geneve_ebpf.agent.config import AgentConfig, Placement
 
 NEIGHBOURS_WANTED = 16384  # entries; one table for all namespaces of the machine
 DISK_WANTED = 256 << 20  # bytes; desired state of 1 M routes is about half of it
@@ -44,8 +48,9 @@ class Check:
     fix: str = ""
 
 
-def examine(settings: NodeSettings | None) -> Iterator[Check]:
-    """All checks of this machine, and of one node if its settings are given."""
+def examine(config: AgentConfig | None) -> Iterator[Check]:
+    """All checks of this machine, and of one node if its configuration is given."""
+    settings = None if config is None else config.node
     yield _root()
     yield from _python()
     yield _bcc()
@@ -56,8 +61,9 @@ def examine(settings: NodeSettings | None) -> Iterator[Check]:
         yield from _kernel()
     yield _neighbours()
     yield from _disk(settings)
-    if settings is not None:
-        yield _memory(settings.targets)
+    if config is not None:
+        yield _memory(config.node.targets)
+        yield _placement(config.placement)
     with _node_namespace(settings) as failed:
         if failed is not None:
             yield failed
@@ -171,7 +177,7 @@ def _disk(settings: NodeSettings | None) -> Iterator[Check]:
         else (settings.state_root, settings.run_root)
     )
     for name, path in zip(("state", "run"), roots, strict=True):
-        while not path.exists():
+        while not os.path.exists(path):  # Path's own raises where it may not look
             path = path.parent
         free = shutil.disk_usage(path).free
         detail = f"{free >> 20} MiB free below {path}"
@@ -194,6 +200,18 @@ def _memory(targets: dict[SlotKind, int]) -> Check:
     if wanted <= available // 2:
         return Check("memory", Verdict.OK, detail)
     return Check("memory", Verdict.WARN, detail, "keep fewer slots ready")
+
+
+def _placement(placement: Placement) -> Check:
+    allowed = os.sched_getaffinity(0)
+    try:
+        placement.refuse_others(allowed)
+    except GeneveError as error:
+        return Check("placement", Verdict.FAIL, error.message, error.hint)
+    agent, slot = (
+        ",".join(map(str, sorted(placement.cpus(process, allowed)))) for process in ("agent", "slot")
+    )
+    return Check("placement", Verdict.OK, f"agent on CPU {agent}, slots made on CPU {slot}")
 
 
 @contextmanager

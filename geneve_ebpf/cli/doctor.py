@@ -33,13 +33,13 @@ def doctor(
     """Check whether this machine can run a node. Changes nothing; exits 1 if it cannot."""
     from geneve_ebpf.cli.checks import Verdict, examine
 
-    settings = None
+    node = None
     if config is not None:
         from geneve_ebpf.agent.config import load
 
-        settings = load(config).node
+        node = load(config)
     checks: list[Check] = []
-    for check in examine(settings):
+    for check in examine(node):
         checks.append(check)
         if not output.json_wanted:  # each as it is found: trying the kernel takes seconds
             _show(check)

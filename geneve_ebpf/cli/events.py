@@ -25,7 +25,7 @@ def events(
             "--since",
             metavar="SEQ",
             min=0,
-            help="Only events after this number; default: all that are kept.",
+            help="Only events after this number; 0, the default: all that are kept.",
             show_default=False,
         ),
     ] = None,

@@ -55,6 +55,7 @@ def status(
         *_operations(answer["operations"]),
         *([("lost", _lost(answer["lost"]))] if answer["lost"] else []),
         ("revision", answer["revision"]),
+        ("last_event", answer["last_event"]),
         ("program", f"{answer['program'][:12]} layout {answer['layout'][:12]}, {answer['boot']}"),
         ("up", output.duration(answer["uptime_s"])),
     ]

@@ -92,7 +92,8 @@ def come_back(fd: int) -> None:
 def entering(path: Path | None) -> Iterator[None]:
     """This thread is in the namespace at `path` meanwhile. None: stay where it is.
 
-    Raises GeneveError NODE_SETUP if there is no namespace at `path`.
+    Raises GeneveError NODE_SETUP if there is no namespace at `path`, NOT_PERMITTED without the
+    right to go there.
     """
     if path is None:
         yield
@@ -105,6 +106,10 @@ def entering(path: Path | None) -> Iterator[None]:
                 enter(there)
             finally:
                 os.close(there)
+        except PermissionError:
+            raise GeneveError(
+                Code.NOT_PERMITTED, f"going into {path} needs root", hint="use sudo"
+            ) from None
         except OSError as error:
             raise GeneveError(
                 Code.NODE_SETUP,

@@ -34,7 +34,7 @@ ANCHOR = "gnv-anchor"
 _FIRST_BLOCK = 6081
 # Link types (ARPHRD_*): frames that begin with an Ethernet header, as loopback's
 # do too, and those that begin with the IP packet (tun, WireGuard; raw IP modems).
-_ETHERNET, _BARE_IP = (1, 772), (65534, 519)
+_ETHERNET, _LOOPBACK, _BARE_IP = 1, 772, (65534, 519)
 _MASTERS = ("bond", "bridge", "team")
 
 
@@ -125,6 +125,11 @@ def find_uplink(ip: IPRoute, interface: str) -> links.Link:
         raise _unfit(
             f"there is no uplink {interface}", "name an interface of the node's namespace: ip link"
         )
+    if found.hardware == _LOOPBACK:
+        raise _unfit(
+            f"uplink {interface} is the loopback interface",
+            "name those that lead to the other nodes; the VTEP's address may be on it",
+        )
     if found.kind == "vrf":
         raise _unfit(
             f"uplink {interface} is a VRF",
@@ -148,7 +153,7 @@ def _unfit(message: str, hint: str) -> GeneveError:
 
 
 def _program_for(uplink: links.Link) -> str:
-    if uplink.hardware in _ETHERNET:
+    if uplink.hardware == _ETHERNET:
         return "uplink_rx"
     if uplink.hardware in _BARE_IP:
         return "uplink_rx_l3"

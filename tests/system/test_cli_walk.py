@@ -432,6 +432,10 @@ def test_who_is_not_root_is_not_permitted(node):
             assert "(not_permitted)" in done.stderr
             assert "sudo" in done.stderr
             assert "Traceback" not in done.stderr
+        report = as_nobody("doctor", "--config", str(config), node=node)
+        assert report.returncode == 1
+        assert "needs root" in report.stdout
+        assert "is not a network namespace" not in report.stdout
     assert as_nobody("--help", node=node).returncode == 0
     assert as_nobody("version", node=node).returncode == 0
     assert as_nobody("doctor", node=node).returncode == 1
@@ -454,6 +458,25 @@ def test_doctor_knows_a_good_node_from_a_bad_one(node, tmp_path):
     for name in ("uplink nosuch0", "vtep"):
         at = next(n for n, line in enumerate(lines) if re.match(rf"fail +{name} ", line))
         assert lines[at + 1].strip().startswith("fix: ")
+
+
+def test_doctor_refuses_what_an_agent_refuses(node, tmp_path):
+    """A CPU that is not there and the loopback as an uplink: neither is found out at the start."""
+    bad = tmp_path / "bad.toml"
+    text = node.config.read_text().replace("uplink0", "lo")
+    bad.write_text(text.partition("[placement]")[0] + "[placement]\nagent_cpu = 8191\n")
+
+    done = geneve(node, "-j", "doctor", "--config", bad)
+
+    assert done.returncode == 1
+    failed = {
+        check["name"]: check["detail"]
+        for check in json.loads(done.stdout)["checks"]
+        if check["status"] == "fail"
+    }
+    assert failed.keys() == {"placement", "uplink lo"}
+    assert failed["placement"].startswith("placement.agent_cpu is 8191")
+    assert failed["uplink lo"].endswith("is the loopback interface")
 
 
 def test_a_second_agent_for_the_node_is_refused(node):

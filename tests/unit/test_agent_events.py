@@ -37,10 +37,11 @@ def test_events_are_numbered_on_from_the_first(events):
     assert [one.number for one in events.since(99, 10)] == [100, 101]
     assert [one.number for one in events.since(100, 10)] == [101]
     assert [one.number for one in events.since(None, 1)] == [100]
+    assert [one.number for one in events.since(0, 1)] == [100]
     assert events.since(events.last, 10) == []
 
 
-@pytest.mark.parametrize("number", [0, 98, 101, 105])
+@pytest.mark.parametrize("number", [1, 98, 101, 105])
 def test_who_has_missed_some_is_told(events, number):
     """So is one who read another agent's; 104 is the last, 102 the oldest."""
     add(events, 5)
@@ -52,6 +53,9 @@ def test_who_has_missed_some_is_told(events, number):
         events.since(number, 10)
     assert gone.value.code is Code.EVENTS_GONE
     assert gone.value.details == {"oldest": 102, "last": 104}
+    early = "there is no event 105 yet: the last is 104"
+    late = f"events after {number} are not kept: the oldest is 102"
+    assert gone.value.message == (early if number == 105 else late)
 
 
 def test_who_waits_is_woken_by_the_next_event_and_by_the_end(events):
