@@ -42,8 +42,8 @@ def guest_json(guest: Guest, mtu: int) -> Json:
     }
 
 
-def slot_json(pool: SlotPool, place: Place) -> Json:
-    """A slot in a list or a reservation."""
+def slot_json(pool: SlotPool, place: Place, attached: Attachment | None = None) -> Json:
+    """A slot in a list or a reservation. attached: who is there."""
     return {
         "id": f"slot-{place.index}",
         "kind": place.kind.value,
@@ -52,6 +52,8 @@ def slot_json(pool: SlotPool, place: Place) -> Json:
         "host_interface": place.host_interface,
         "host_ifindex": place.ifindex,
         "state": place.phase.value,
+        "sandbox": None if attached is None else attached.sandbox,
+        "attached_at": None if attached is None else rfc3339(attached.attached_at),
     }
 
 

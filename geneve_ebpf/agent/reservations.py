@@ -138,11 +138,15 @@ class Reservations:
         """Destroy a reserved slot. Raises SLOT_NOT_FOUND; SLOT_TAKEN if it is not reserved."""
         place = self._pool.place(parse_slot(slot_id))
         if place.phase is not Phase.RESERVED:
-            hint = "detach its sandbox" if place.phase is Phase.ATTACHED else "nothing to do"
+            there = self._dataplane.attachment(place.index)
             raise GeneveError(
                 Code.SLOT_TAKEN,
-                f"{slot_id} is {place.phase.value}, not reserved",
-                hint=hint,
+                f"{slot_id} is {place.phase.value}, not reserved"
+                if there is None
+                else f"{slot_id} is sandbox {there.sandbox}'s",
+                hint="nothing to do"
+                if there is None
+                else f"geneve-ebpf detach {there.sandbox} gives it back too",
                 field="slot",
             )
         self._dataplane.retire(place.index)

@@ -208,10 +208,11 @@ def _placement(placement: Placement) -> Check:
         placement.refuse_others(allowed)
     except GeneveError as error:
         return Check("placement", Verdict.FAIL, error.message, error.hint)
-    agent, slot = (
-        ",".join(map(str, sorted(placement.cpus(process, allowed)))) for process in ("agent", "slot")
-    )
-    return Check("placement", Verdict.OK, f"agent on CPU {agent}, slots made on CPU {slot}")
+    where = [
+        f"{process} on CPU {','.join(map(str, sorted(placement.cpus(process, allowed))))}"
+        for process in ("agent", "slot", "exporter")
+    ]
+    return Check("placement", Verdict.OK, ", ".join(where))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from enum import Enum
 from typing import Annotated, Any
 
 import typer
@@ -118,16 +119,44 @@ def place_of(slot: dict[str, Any]) -> str:
     return f"tap {slot['tap']} in " + (slot["netns"] or "the node's namespace")
 
 
+class State(str, Enum):
+    """Where a listed slot is in its life."""
+
+    READY = "ready"
+    RESERVED = "reserved"
+    ATTACHED = "attached"
+    RETIRING = "retiring"
+
+
 @app.command("list", cls=Command)
-def list_() -> None:
-    """All slots and what state each is in."""
+def list_(
+    state: Annotated[
+        State | None,
+        typer.Option("--state", help="Only those in this state.", show_default=False),
+    ] = None,
+    kind: Annotated[
+        SlotKind | None,
+        typer.Option("--kind", help="Only those of this kind.", show_default=False),
+    ] = None,
+) -> None:
+    """All slots, what state each is in, and whose it is for how long."""
     with agent() as client:
         _, answer = client.request("GET", "/v1/slots")
+    answer["slots"] = [
+        slot
+        for slot in answer["slots"]
+        if state in (None, slot["state"]) and kind in (None, slot["kind"])
+    ]
     rows = [
-        (*(slot[key] for key in ("id", "kind", "state", "host_interface", "tap", "netns")),)
+        (
+            *(slot[key] for key in ("id", "kind", "state", "sandbox")),
+            None if slot["attached_at"] is None else output.age(slot["attached_at"]),
+            *(slot[key] for key in ("host_interface", "tap", "netns")),
+        )
         for slot in answer["slots"]
     ]
-    output.emit(answer, *output.table(("SLOT", "KIND", "STATE", "INTERFACE", "TAP", "NETNS"), rows))
+    header = ("SLOT", "KIND", "STATE", "SANDBOX", "AGE", "INTERFACE", "TAP", "NETNS")
+    output.emit(answer, *output.table(header, rows))
 
 
 @app.command(cls=Command)

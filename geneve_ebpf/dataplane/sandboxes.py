@@ -114,7 +114,7 @@ class Sandboxes(Routes):
         addresses on its interface, or asks for them by DHCP.
         """
         if self._state_of(slot) not in (_READY, _RESERVED):
-            raise _not_ready(slot)
+            raise self._not_ready(slot)
         generation = self._state_words[0] + 1
         vni, address, address6 = endpoint.vni, endpoint.address, endpoint.address6
         value = _ENDPOINT.pack(generation, slot)
@@ -155,7 +155,7 @@ class Sandboxes(Routes):
         slots: set[int] = set()
         for generation, (slot, _, (vni, address, _, address6)) in enumerate(wanted, first):
             if slot in slots or self._state_of(slot) not in (_READY, _RESERVED):
-                raise _not_ready(slot)
+                raise self._not_ready(slot)
             slots.add(slot)
             value = _ENDPOINT.pack(generation, slot)
             if address is not None:
@@ -243,6 +243,17 @@ class Sandboxes(Routes):
             binding.generation,
             binding.attached_at / 1e9,
             AddressMode.NATIVE if binding.native else AddressMode.CLONE,
+        )
+
+    def _not_ready(self, slot: int) -> GeneveError:
+        there = self.attachment(slot) if self._state_of(slot) == _TAKEN else None
+        return GeneveError(
+            Code.SLOT_TAKEN,
+            f"slot-{slot} is not ready"
+            if there is None
+            else f"slot-{slot} is sandbox {there.sandbox}'s",
+            hint="geneve-ebpf slot list",
+            field="slot",
         )
 
     def attachments(self) -> Iterator[Attachment]:
@@ -390,15 +401,6 @@ def _endpoint_of(binding: Binding) -> Endpoint:
         None if ipv4 == _NO_IPV4 else IPv4Address(ipv4),
         MacAddress(bytes(binding.mac)),
         None if ipv6 == _NO_IPV6 else IPv6Address(ipv6),
-    )
-
-
-def _not_ready(slot: int) -> GeneveError:
-    return GeneveError(
-        Code.SLOT_TAKEN,
-        f"slot-{slot} is not ready",
-        hint="geneve-ebpf slot list",
-        field="slot",
     )
 
 

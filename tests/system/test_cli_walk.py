@@ -194,6 +194,11 @@ def test_a_slot_is_reserved_first_and_bound_later(node):
     assert attached["slot"]["netns"] == reserved["slot"]["netns"]
     assert refused(node, "slot", "release", slot) == (4, "slot_taken")
     assert refused(node, "attach", "db", "--vpc", "blue", "--slot", slot) == (4, "slot_taken")
+    for words in (["slot", "release", slot], ["attach", "db", "--vpc", "blue", "--slot", slot]):
+        assert f"{slot} is sandbox web's" in geneve(node, *words).stderr
+    (listed,) = asked(node, "slot", "list", "--state", "attached")["slots"]
+    assert (listed["id"], listed["sandbox"]) == (slot, "web")
+    assert listed["attached_at"] == attached["attached_at"]
 
 
 def test_a_reserved_slot_can_be_given_back(node):

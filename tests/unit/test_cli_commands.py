@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -31,7 +32,10 @@ SLOT = {
     "host_interface": "gnv3",
     "host_ifindex": 7,
     "state": "attached",
+    "sandbox": "web",
+    "attached_at": "2000-01-01T00:00:00Z",
 }
+FREE = {**SLOT, "id": "slot-4", "state": "ready", "sandbox": None, "attached_at": None}
 GUEST = {
     "interface": "eth0",
     "address": "169.254.77.2",
@@ -82,6 +86,7 @@ NODE = {
     "slots": {
         "ready": 15, "reserved": 0, "attached": 1, "retiring": 0, "making": 0, "target": 16,
     },
+    "last_event": 1700000000000012,
     "revision": 7,
     "layout": "0123456789abcdef",
     "program": "fedcba9876543210",
@@ -269,9 +274,9 @@ REMOTE = {**ROUTE}
         (
             ["slot", "list"],
             ("GET", "/v1/slots", None),
-            answer("200 OK", {"slots": [SLOT], "counts": {}}),
-            "SLOT    KIND       STATE     INTERFACE  TAP  NETNS\n"
-            "slot-3  namespace  attached  gnv3       -    /run/x/netns/slot-3\n",
+            answer("200 OK", {"slots": [FREE], "counts": {}}),
+            "SLOT    KIND       STATE  SANDBOX  AGE  INTERFACE  TAP  NETNS\n"
+            "slot-4  namespace  ready  -        -    gnv3       -    /run/x/netns/slot-3\n",
         ),
         (
             ["slot", "reserve", "--kind", "tap"],
@@ -477,3 +482,15 @@ def test_a_command_that_asks_the_agent_imports_nothing_heavy(tmp_path):
     loaded = set(done.stdout.splitlines()[-1].split())
     heavy = {"pyroute2", "bcc", "scapy", "rich", "asyncio", "sqlite3", "prometheus_client"}
     assert loaded & heavy == set()
+
+
+def test_slots_are_listed_by_state_and_kind(ask):
+    """As text and as JSON; without either, whose each is and since when is said too."""
+    reply = answer("200 OK", {"slots": [SLOT, FREE, {**FREE, "kind": "tap"}], "counts": {}})
+
+    _, out, _, _ = ask(["slot", "list", "--state", "ready", "--kind", "namespace", "-j"], reply)
+    assert json.loads(out)["slots"] == [FREE]
+
+    _, out, _, _ = ask(["slot", "list", "--state", "attached"], reply)
+    (line,) = out.splitlines()[1:]
+    assert re.fullmatch(r"slot-3 +namespace +attached +web +\d+d +gnv3 +- +/run/x/.*", line)

@@ -15,7 +15,7 @@ import msgspec
 
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import sandbox_text, schema
-from geneve_ebpf.agent.api.call import Call, Failure, Shared, Table, json_answer
+from geneve_ebpf.agent.api.call import Call, Failure, Shared, Table, encode, json_answer
 from geneve_ebpf.agent.api.sandboxes import SandboxPaths
 from geneve_ebpf.agent.events import Attached
 from geneve_ebpf.agent.exchange import Answer, Request
@@ -47,7 +47,7 @@ class BatchPaths:
             try:
                 await self._shared.node.settle(name, partial(self._sandboxes.detach, call.request))
             except GeneveError as error:
-                results[at] = _as_item(self._failure(call.request, error))
+                results[at] = _as_item(self._failure(call.request, error), name)
         text = ",".join(results)
         return Answer(
             200,
@@ -88,9 +88,12 @@ class BatchPaths:
         try:
             item = requests.BATCH_DETACH(one, where) if isinstance(one, msgspec.Raw) else one
             found = self._sandboxes.detached(request, item.sandbox, item.generation)
-            return _as_item(Answer(204) if found is None else json_answer(200, found))
+            if found is None:
+                return _as_item(Answer(204), item.sandbox)
+            del found["sandbox"]  # every item has it
+            return _as_item(json_answer(200, found), item.sandbox)
         except BaseException as error:
-            return _as_item(self._failure(request, error))
+            return _as_item(self._failure(request, error), _name_in(one))
 
     def _attach(
         self,
@@ -117,7 +120,7 @@ class BatchPaths:
             sandboxes.tell_attach(request, attachment, item.vpc, timing)
             return self._item(200 if timing is None else 201, attachment, item.vpc, more)
         except BaseException as error:
-            return _as_item(self._failure(request, error))
+            return _as_item(self._failure(request, error), _name_in(one))
 
     def _attach_row(
         self, request: Request, row: list[requests.BatchAttach], results: list[str]
@@ -170,7 +173,25 @@ def _row_of(
     return row
 
 
-def _as_item(answer: Answer) -> str:
-    """An answer as an item of a batch."""
+def _as_item(answer: Answer, sandbox: str | None) -> str:
+    """An answer as an item of a batch. sandbox: whom the item is about, if it says so."""
     body = answer.body.decode()
-    return f'{{"status":{answer.status},{body[1:]}' if body else f'{{"status":{answer.status}}}'
+    more = f",{body[1:]}" if body else "}"
+    return f'{{"status":{answer.status},"sandbox":{encode(sandbox).decode()}{more}'
+
+
+class _Named(msgspec.Struct):
+    sandbox: str | None = None
+
+
+_named = msgspec.json.Decoder(_Named).decode
+
+
+def _name_in(one: requests.BatchAttach | requests.BatchDetach | msgspec.Raw) -> str | None:
+    """The sandbox that an item names, whatever else is wrong with it; None if it names none."""
+    if not isinstance(one, msgspec.Raw):
+        return one.sandbox
+    try:
+        return _named(one).sandbox
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

@@ -44,8 +44,9 @@ class SlotPaths:
 
     async def _list_slots(self, call: Call) -> Answer:
         pool = self._shared.node.pool
+        attachment_on = self._shared.node.dataplane.attachment
         texts = (
-            encode(slot_json(pool, place)).decode()
+            encode(slot_json(pool, place, attachment_on(place.index))).decode()
             for place in pool.places()
             if place in pool  # not destroyed while the ones before it were written
         )

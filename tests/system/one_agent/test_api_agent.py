@@ -260,12 +260,16 @@ def test_items_of_a_batch_stand_each_on_its_own(bench, ask):
                 {"sandbox": "two", "vpc": "nowhere"},
                 {"sandbox": "three"},
                 {"sandbox": "four", "vpc": "red"},
+                {"vpc": "red"},
             ],
             "detach": [{"sandbox": "old"}, {"sandbox": "absent"}],
         },
     )["results"]
 
-    assert [one["status"] for one in results] == [200, 204, 201, 404, 400, 201]
+    assert [(one["status"], one["sandbox"]) for one in results] == [
+        (200, "old"), (204, "absent"), (201, "one"), (404, "two"), (400, "three"), (201, "four"),
+        (400, None),
+    ]  # fmt: skip
     assert results[4]["error"]["field"] == "attach[2].vpc"
     assert {name for name, *_ in bench.maps()[2]} == {"one", "four"}
 
