@@ -75,11 +75,16 @@ def serve(config: AgentConfig) -> None:
         store = stack.enter_context(
             contextlib.closing(Store(settings.state_directory / "state.db"))
         )
-        state = store.load(Rules(settings.guest, settings.vtep))
-        adopted = adopt(settings)
-        if adopted is None:
-            log.info("bringing-up", uplinks=",".join(settings.uplinks))
-        dataplane = stack.enter_context(contextlib.closing(adopted or bring_up(settings)))
+        try:
+            state = store.load(Rules(settings.guest, settings.vtep))
+            adopted = adopt(settings)
+            if adopted is None:
+                log.info("bringing-up", uplinks=",".join(settings.uplinks))
+            dataplane = stack.enter_context(contextlib.closing(adopted or bring_up(settings)))
+        except BaseException:
+            if store.fresh:
+                store.remove()
+            raise
         recorder = stack.enter_context(
             contextlib.closing(Recorder(settings.run_directory / "latency"))
         )
@@ -165,7 +170,13 @@ def _sole_agent(settings: NodeSettings) -> Iterator[None]:
             )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
+        try:
+            yield
+        except BaseException:
+            if os.listdir(directory) == [path.name]:  # of a node there is nothing
+                path.unlink()
+                directory.rmdir()
+            raise
     finally:
         os.close(descriptor)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address, ip_network
 from itertools import chain, islice
 from pathlib import Path
@@ -175,6 +175,14 @@ class Store:
                 other.execute("PRAGMA wal_checkpoint(PASSIVE)")
             finally:
                 other.close()
+
+    def remove(self) -> None:
+        """Close it, and delete the file: the node that it was made for did not come up."""
+        self._db.close()
+        for more in ("-wal", "-shm", ""):
+            Path(f"{self.path}{more}").unlink(missing_ok=True)
+        with suppress(OSError):  # others have files there, too
+            self.path.parent.rmdir()
 
     def close(self) -> None:
         """Close the file; the last one out leaves no log behind."""

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import signal
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +101,24 @@ def test_no_slot_is_exit_6_and_retryable(lab):
     assert refused(node, "attach", "web", "--vpc", "blue") == (6, "no_slot")
     assert refused(node, "slot", "reserve") == (6, "no_slot")
     assert asked(node, "list")["sandboxes"] == []
+
+
+def test_a_node_that_is_refused_at_its_start_leaves_no_files(lab, tmp_path):
+    """In another node's namespace: neither a lock, nor an empty state."""
+    (node,) = lab.nodes
+    lab.start_agent(node)
+    lab.wait_ready(node)
+    table = tomllib.loads(node.config.read_text())["node"]
+    config = tmp_path / "second.toml"
+    config.write_text(
+        f'[node]\nname = "second"\nvtep = "{table["vtep"]}"\nuplinks = ["uplink0"]\n'
+        f'netns = "{table["netns"]}"\nrun_root = "{table["run_root"]}"\n'
+        f'state_root = "{table["state_root"]}"\n'
+    )
+
+    done = geneve(node, "agent", "run", "--config", config)
+
+    assert (done.returncode, "(node_in_use)" in done.stderr) == (4, True), done.stderr
+    assert not Path(table["run_root"], "second").exists()
+    assert not Path(table["state_root"], "second").exists()
+    assert geneve(node, "node", "status").returncode == 0
