@@ -15,12 +15,12 @@ import msgspec
 
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import sandbox_text, schema
-from geneve_ebpf.agent.api.call import Call, Failure, Shared, Table, encode, json_answer
+from geneve_ebpf.agent.api.call import Call, Failure, Shared, Table, encode, json_answer, timeout_of
 from geneve_ebpf.agent.api.sandboxes import SandboxPaths
 from geneve_ebpf.agent.events import Attached
 from geneve_ebpf.agent.exchange import Answer, Request
 from geneve_ebpf.agent.pace import Pace
-from geneve_ebpf.errors import GeneveError
+from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import AddressMode, Attachment
 
 ROW = 32  # attaches that are done together: as long as others may have to wait
@@ -39,6 +39,13 @@ class BatchPaths:
         return {"/v1/sandboxes:batch": {"POST": (self._batch,)}}
 
     async def _batch(self, call: Call) -> Answer:
+        if timeout_of(call.request) is not None:
+            raise GeneveError(
+                Code.BAD_REQUEST,
+                "a batch waits for no slots: it takes no Request-Timeout",
+                hint="leave it out, and repeat what was answered no_slot; or attach each alone",
+                field="Request-Timeout",
+            )
         batch = requests.batch_of(call.request.body)
         results: list[str] = []
         natives: dict[int, str] = {}

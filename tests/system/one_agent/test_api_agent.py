@@ -274,6 +274,16 @@ def test_items_of_a_batch_stand_each_on_its_own(bench, ask):
     assert {name for name, *_ in bench.maps()[2]} == {"one", "four"}
 
 
+def test_a_batch_takes_no_request_timeout(ask):
+    """It would not wait, so nobody is to think that it does."""
+    one = {"attach": [{"sandbox": "one", "vpc": "blue"}]}
+
+    status, answer = ask.ask("POST", "/v1/sandboxes:batch", one, {"Request-Timeout": "5"})
+
+    assert (status, answer["error"]["field"]) == (400, "Request-Timeout")
+    assert ask.must("GET", "/v1/sandboxes")["sandboxes"] == []
+
+
 def test_a_batch_that_runs_into_something_goes_on_behind_it(bench, ask):
     """Rows of plain attaches, cut by what is there already, by a name twice, by a bad one, by one
     with a wish and by the end of the slots: to each its own answer, and the maps have them all.
