@@ -67,6 +67,8 @@ def status(
 def _merging(found: dict[str, Any]) -> str:
     """Where segments are merged before the program sees them, and why not elsewhere."""
     where = ",".join(found["uplinks"])
+    if not where and not found["reasons"]:  # the slot process, which finds out, has just started
+        return "not known yet"
     parts = [f"on {where}, by an idle {found['device']} device" if where else "no"]
     return "; ".join([*parts, *found["reasons"]])
 

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from geneve_ebpf.cli import node
 from geneve_ebpf.cli.app import run
 from geneve_ebpf.client import HOST_VARIABLE
 from geneve_ebpf.errors import Code, Exit, GeneveError
@@ -494,3 +495,11 @@ def test_slots_are_listed_by_state_and_kind(ask):
     _, out, _, _ = ask(["slot", "list", "--state", "attached"], reply)
     (line,) = out.splitlines()[1:]
     assert re.fullmatch(r"slot-3 +namespace +attached +web +\d+d +gnv3 +- +/run/x/.*", line)
+
+
+def test_where_segments_are_merged_is_not_known_at_once():
+    """An agent that has just started has not looked at its uplinks yet."""
+    found = {"mode": "auto", "device": "", "uplinks": [], "reasons": []}
+
+    assert node._merging(found) == "not known yet"
+    assert node._merging({**found, "reasons": ["GRO is off on eth1"]}) == "no; GRO is off on eth1"
