@@ -334,7 +334,10 @@ def ipv4_text(address: IPv4Address) -> str:
 
 def parse_ipv4(text: object, field_name: str = "address") -> IPv4Address:
     """A unicast IPv4 address. Raises BAD_ADDRESS."""
-    return _parse_ipv4(text, field_name, "an IPv4 address", "four numbers, such as 10.0.0.5")
+    hint = "four numbers, such as 10.0.0.5"
+    if field_name == "address" and isinstance(text, str) and ":" in text:
+        hint = "an IPv6 address is given as address6"
+    return _parse_ipv4(text, field_name, "an IPv4 address", hint)
 
 
 def parse_ipv6(text: object, field_name: str = "address6") -> IPv6Address:

@@ -365,9 +365,11 @@ def _interfaces(value: object, name: str) -> tuple[str, ...]:
         isinstance(value, list)
         and value
         and all(isinstance(item, str) and INTERFACE.fullmatch(item) for item in value)
-        and len(set(value)) == len(value)
     ):
-        return tuple(value)
+        if len(set(value)) == len(value):
+            return tuple(value)
+        twice = next(item for item in value if value.count(item) > 1)
+        raise bad_config(f"{name} has {twice} twice", field=name, hint="each interface once")
     raise bad_config(
         f"{name} is {value!r}", field=name, hint='a list of interfaces, such as ["eth1"]'
     )

@@ -12,6 +12,7 @@ from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import GUEST_INTERFACE, AddressMode, SlotKind
 
 T = TypeVar("T")
+_ENUMS: dict[str, type[SlotKind] | type[AddressMode]] = {"kind": SlotKind, "mode": AddressMode}
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -191,10 +192,14 @@ def refusal(text: str, where: str = "") -> GeneveError:
         "Object missing", "the body misses the"
     )
     message = f"{message[:1].lower()}{message[1:]}"
+    hint = "docs/api.md lists each path's fields"
+    allowed = _ENUMS.get(path.rpartition(".")[2])
+    if allowed is not None and message.startswith("invalid enum value"):
+        hint = f"one of {', '.join(one.value for one in allowed)}"
     return GeneveError(
         Code.BAD_REQUEST,
         f"{path}: {message}" if path else f"the body: {message}",
-        hint="docs/api.md lists each path's fields",
+        hint=hint,
         field=path,
     )
 

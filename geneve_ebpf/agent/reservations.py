@@ -173,7 +173,14 @@ class Reservations:
 
 def check_interface(name: str) -> None:
     """Raise BAD_REQUEST for what the kernel, or /proc/sys, takes for no interface's name."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name, re.ASCII) or name in _NO_INTERFACES:
+    if name in _NO_INTERFACES:
+        raise GeneveError(
+            Code.BAD_REQUEST,
+            f"{name!r} means something else to the kernel: no sandbox's interface can be called so",
+            hint="another name, such as eth0",
+            field="interface",
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name, re.ASCII):
         raise GeneveError(
             Code.BAD_REQUEST,
             f"{name[:40]!r} cannot be an interface's name",

@@ -120,8 +120,10 @@ class DesiredState:
             if _overlap(one, other):
                 raise GeneveError(
                     Code.PREFIX_OVERLAP,
-                    f"{one} and {other} of VPC {vpc.name} overlap",
-                    hint="keep the wider one",
+                    f"VPC {vpc.name} has {one} twice"
+                    if one == other
+                    else f"{one} and {other} of VPC {vpc.name} overlap",
+                    hint="each prefix once" if one == other else "keep the wider one",
                     field="prefixes",
                 )
 

@@ -223,3 +223,10 @@ def test_making_slots_and_attaching_go_on_different_cpus(placement, agent, other
     assert placement.cpus("agent", cpus) == agent
     assert placement.cpus("slot", cpus) == placement.cpus("exporter", cpus) == others
     assert Placement().cpus("agent", {2}) == Placement().cpus("slot", {2}) == {2}
+
+
+def test_an_interface_that_stands_twice_is_named(file):
+    with pytest.raises(GeneveError) as refused:
+        load(file('[node]\nvtep = "192.0.2.1"\nuplinks = ["eth1", "eth2", "eth1"]\n'))
+
+    assert refused.value.message == "node.uplinks has eth1 twice"

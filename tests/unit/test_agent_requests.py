@@ -44,6 +44,20 @@ def test_a_body_that_does_not_fit_is_refused(decode, body, field):
     assert "\n" not in refused.value.message
 
 
+@pytest.mark.parametrize(
+    ("body", "hint"),
+    [
+        (b'{"vpc": "blue", "kind": "vm"}', "one of namespace, tap, host-tap"),
+        (b'{"vpc": "blue", "mode": "bridge"}', "one of clone, native"),
+    ],
+)
+def test_a_word_that_is_none_of_a_few_is_told_which_they_are(body, hint):
+    with pytest.raises(GeneveError) as refused:
+        requests.ATTACH(body)
+
+    assert refused.value.hint == hint
+
+
 def test_an_item_of_a_list_is_named_with_its_place():
     with pytest.raises(GeneveError) as refused:
         requests.ROUTE(b'{"vpc": "blue"}', "routes[17]")

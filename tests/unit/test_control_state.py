@@ -66,6 +66,13 @@ def test_a_vpc_that_breaks_a_rule_is_refused(state, wanted, code):
     assert refused.value.hint
 
 
+def test_a_prefix_that_stands_twice_is_named(state):
+    with pytest.raises(GeneveError) as refused:
+        state.check_vpc(vpc("red", 101, "10.1.0.0/16", "10.2.0.0/16", "10.1.0.0/16"))
+
+    assert refused.value.message == "VPC red has 10.1.0.0/16 twice"
+
+
 def test_vpcs_may_overlap_each_other(state):
     """Tenants choose their ranges without knowing of each other."""
     state.check_vpc(vpc("red", 101, "10.0.0.0/16"))
