@@ -395,14 +395,18 @@ class Node:
     def probe(self, attachment: Attachment) -> list[Probe]:
         """What the node's programs make of packets for the sandbox: see `Prober`.
 
-        If they cannot be asked, that is what is said of its addresses.
+        If they cannot be asked, that is what is said of its addresses; so it is if others
+        have changed the slot's interface, as its packets do not come by the programs then.
         """
+        fault = self.pool.place(attachment.slot).fault
+        if fault:
+            return not_probed(attachment, fault)
         try:
             if self._prober is None:
                 self._prober = Prober(self.dataplane, self.settings.run_directory)
             return self._prober.probe(attachment, self.pool.place(attachment.slot).ifindex)
         except (GeneveError, OSError) as error:
-            return not_probed(attachment, error)
+            return not_probed(attachment, str(error))
 
     def attachment(self, name: str) -> Attachment:
         """The sandbox of that name. Raises SANDBOX_NOT_FOUND."""

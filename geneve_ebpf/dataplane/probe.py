@@ -119,10 +119,10 @@ class Prober:
         return f"dropped: {' or '.join(grown)}" if grown else f"not delivered: verdict {verdict}"
 
 
-def not_probed(attachment: Attachment, error: Exception) -> list[Probe]:
+def not_probed(attachment: Attachment, why: str) -> list[Probe]:
     """What is said of each address if the node could not be asked at all."""
     return [
-        Probe("sandbox_tx", own.version, False, f"{own} was not looked at: {error}")
+        Probe("sandbox_tx", own.version, False, f"{own} was not looked at: {why}")
         for own in attachment.endpoint.addresses
     ]
 

@@ -102,6 +102,10 @@ def test_the_node_is_not_ready_while_somebodys_slot_is_spoiled(bench, ask, harm,
     (event,) = told(ask, since, "slot-faulty")
     assert event["slot"] == slot["id"]
     assert event.get("sandbox") == ("a" if holder == "attached" else None)
+    if holder == "attached":
+        again = ask.must("PUT", "/v1/sandboxes/a", {"vpc": "blue", "verify": True})
+        assert not again["verified"]["passed"]
+        assert name in again["verified"]["probes"][0]["saw"]
     bench.stop(signal.SIGKILL)
     bench.lab.start_agent(bench.node)
     assert eventually(is_said_again, 30)
