@@ -425,6 +425,8 @@ def parse_prefix(text: object, field_name: str = "prefix") -> Network:
                 return network
             inner = IPv4Network((int(network[0]) & 0xFFFF_FFFF, network.prefixlen - 96))
             hint = f"write it as {inner}"
+    elif text == "default":
+        hint = "0.0.0.0/0 or ::/0: each family has its own"
     raise GeneveError(Code.BAD_PREFIX, f"{text!r} is not a prefix", hint=hint, field=field_name)
 
 

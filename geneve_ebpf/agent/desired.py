@@ -192,12 +192,18 @@ class Desired:
     # All at once
 
     async def replace(
-        self, after: DesiredState, revision: int | None, adding: Callable[[], Iterator[None]]
+        self,
+        after: DesiredState,
+        revision: int | None,
+        adding: Callable[[], Iterator[None]],
+        *,
+        dry_run: bool = False,
     ) -> Difference:
         """Make `after` the state, once `adding()` has filled it.
 
         revision: what the caller believes the present one to be; None does not
-        care. Returns what changed. On any error nothing has.
+        care. dry_run: only look what would change. Returns what changed. On any error
+        nothing has.
         """
         async with self._turn():
             if revision is not None and revision != self.state.revision:
@@ -217,7 +223,8 @@ class Desired:
                     self._refuse_in_use(vpc)
                 for vpc in difference.vpcs_changed:
                     self._refuse_change_in_use(self.state.vpcs[vpc.name], vpc)
-                if difference or self.unclaimed_routes or self.unclaimed_vteps:
+                changes = difference or self.unclaimed_routes or self.unclaimed_vteps
+                if changes and not dry_run:
                     await self._carry_out(difference, after)
             return difference
 

@@ -45,6 +45,7 @@ def add(
     body = _body(vpc, prefix, via, mac, local, blackhole)
     with agent() as client:
         status, answer = client.request("POST", "/v1/routes", body)
+    _warn(answer)
     output.emit(answer, f"route {prefix} {'added' if status == 201 else 'exists already'}")
 
 
@@ -61,6 +62,7 @@ def replace(
     body = _body(vpc, prefix, via, mac, local, blackhole)
     with agent() as client:
         _, answer = client.request("PUT", "/v1/routes", body)
+    _warn(answer)
     output.emit(answer, f"route {prefix} set")
 
 
@@ -141,3 +143,8 @@ def _body(
     if mac:
         body["mac"] = str(parse_mac(mac))
     return body
+
+
+def _warn(answer: dict[str, Any]) -> None:
+    for warning in answer.get("warnings", ()):
+        output.note(f"warning: {output.one_line(warning)}")

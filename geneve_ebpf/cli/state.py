@@ -32,6 +32,9 @@ def apply(
             show_default=False,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing: say what would be changed.")
+    ] = False,
 ) -> None:
     """Set all VPCs, VTEPs and routes from a file, all or none.
 
@@ -43,7 +46,8 @@ def apply(
     if revision is not None:
         body["revision"] = revision
     with agent(timeout=300) as client:
-        _, answer = client.request("PUT", "/v1/state", body)
+        path = "/v1/state?dry_run=true" if dry_run else "/v1/state"
+        _, answer = client.request("PUT", path, body)
     changes = answer["changes"]
     rows = [
         (kind, changes[kind]["added"], changes[kind]["changed"], changes[kind]["removed"])
@@ -52,8 +56,20 @@ def apply(
     output.emit(
         answer,
         *output.table(("STATE", "ADDED", "CHANGED", "REMOVED"), rows),
-        f"revision {answer['revision']}",
+        *(_named(answer) if dry_run else [f"revision {answer['revision']}"]),
     )
+
+
+def _named(answer: dict[str, Any]) -> list[str]:
+    """What a dry run has found, a line each."""
+    lines = []
+    for kind in KINDS:
+        for how, sign in (("added", "+"), ("changed", "~"), ("removed", "-")):
+            names = answer["names"][kind][how]
+            lines += [f"{sign} {kind[:-1]} {name}" for name in names]
+            more = answer["changes"][kind][how] - len(names)
+            lines += [f"{sign} {more} more {kind}"] if more else []
+    return [*lines, f"nothing was changed: revision {answer['revision']}"]
 
 
 def export() -> None:

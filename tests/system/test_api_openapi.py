@@ -187,6 +187,8 @@ EXCHANGES: list[tuple[Any, ...]] = [
     (503, "POST", "/v1/slots:reserve", "until there is none"),
     (503, "PUT", "/v1/sandboxes/late", "when there is no slot"),
     # All at once
+    (200, "PUT", "/v1/state?dry_run=true", {"vpcs": []}),
+    (400, "PUT", "/v1/state?dry_run=maybe", {}),
     (200, "GET", "/v1/state", None),
     (200, "PUT", "/v1/state", {"vpcs": [BLUE | {"name": "blue"}], "routes": [LOCAL]}),
     (400, "PUT", "/v1/state", {"routes": [BAD]}),

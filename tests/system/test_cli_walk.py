@@ -318,6 +318,42 @@ def test_apply_makes_the_state_that_of_the_file_and_export_prints_it(node, tmp_p
     ), again.stdout
 
 
+def test_a_dry_run_says_what_would_change_and_changes_nothing(node):
+    """By name, with a sign; the state and its revision stay."""
+    geneve(node, "vpc", "create", "blue", "--vni", BLUE, "--prefix", "10.0.0.0/16")
+    before = asked(node, "export")
+    wanted = (
+        '{"vpcs": [{"name": "red", "vni": 4098, "prefixes": ["10.9.0.0/16"]}],'
+        ' "routes": [{"vpc": "red", "prefix": "10.9.1.0/24", "kind": "local"}]}'
+    )
+
+    done = geneve(node, "apply", "--dry-run", "-f", "-", input=wanted)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[4:] == [
+        "+ vpc red",
+        "- vpc blue",
+        "+ route red 10.9.1.0/24",
+        f"nothing was changed: revision {before['revision']}",
+    ]
+    assert asked(node, "export") == before
+
+
+def test_a_local_route_where_no_sandbox_can_be_is_warned_of(node):
+    """On stderr, and it is added: the VPC may get that prefix yet."""
+    geneve(node, "vpc", "create", "blue", "--vni", BLUE, "--prefix", "10.0.0.0/16")
+
+    inside, outside = (
+        geneve(node, "route", "add", prefix, "--vpc", "blue", "--local")
+        for prefix in ("10.0.1.0/24", "10.1.1.0/24")
+    )
+
+    assert (inside.returncode, inside.stderr, outside.returncode) == (0, "", 0)
+    assert outside.stderr.startswith("warning: 10.1.1.0/24 is outside the prefixes of VPC blue")
+    done = geneve(node, "route", "add", "default", "--vpc", "blue", "--blackhole")
+    assert "0.0.0.0/0 or ::/0" in done.stderr
+
+
 def test_apply_is_all_or_nothing_and_heeds_a_revision(node, tmp_path):
     """A file with one bad line changes nothing; a revision that has passed is a conflict."""
     good = tmp_path / "good.json"

@@ -86,7 +86,20 @@ class RoutePaths:
         if changed:
             self._tell(call, f"route-{outcome.value}", route, status)
         body: Json = {"schema": schema("route"), "route": route_json(route)}
+        if route.kind is RouteKind.LOCAL and not self._touches(route):
+            body["warnings"] = [
+                f"{route.prefix} is outside the prefixes of VPC {route.vpc}: no sandbox can have"
+                " an address there"
+            ]
         return json_answer(status, body, told=changed)
+
+    def _touches(self, route: Route) -> bool:
+        """Has the route an address in common with its VPC?"""
+        prefixes = self._shared.node.desired.state.vpcs[route.vpc].prefixes
+        return any(
+            prefix.version == route.prefix.version and prefix.overlaps(route.prefix)
+            for prefix in prefixes
+        )
 
     def _tell(self, call: Call, kind: str, route: Route, status: int) -> None:
         vni = self._shared.node.desired.state.vpcs[route.vpc].vni

@@ -9,7 +9,15 @@ from typing import Any
 
 from geneve_ebpf.agent import requests
 from geneve_ebpf.agent.answers import Json, route_json, schema, vpc_json, vtep_json
-from geneve_ebpf.agent.api.call import Call, Shared, Table, encode, encoded, json_answer
+from geneve_ebpf.agent.api.call import (
+    Call,
+    Shared,
+    Table,
+    encode,
+    encoded,
+    flag_of,
+    json_answer,
+)
 from geneve_ebpf.agent.api.routes import route_of, route_text
 from geneve_ebpf.agent.api.vpcs import vpc_of
 from geneve_ebpf.agent.exchange import Answer
@@ -18,6 +26,7 @@ from geneve_ebpf.errors import Code, GeneveError
 from geneve_ebpf.model import Vtep, parse_address, parse_mtu
 
 TOLD_EACH = 100  # changes of one state that are an event each
+NAMED_MAX = 100  # of each kind of change, in the answer to a dry run
 
 
 class StatePaths:
@@ -28,7 +37,7 @@ class StatePaths:
 
     def table(self) -> Table:
         """The paths."""
-        return {"/v1/state": {"GET": (self._get_state,), "PUT": (self._put_state,)}}
+        return {"/v1/state": {"GET": (self._get_state,), "PUT": (self._put_state, "dry_run")}}
 
     async def _get_state(self, call: Call) -> Answer:
         state = self._shared.node.desired.state
@@ -56,19 +65,20 @@ class StatePaths:
             )
         desired = self._shared.node.desired
         after = DesiredState(desired.state.rules)
+        dry_run = "dry_run" in call.query and flag_of(call.query["dry_run"], "dry_run")
         difference = await desired.replace(
-            after, body.revision, lambda: _steps_of_filling(after, body)
+            after, body.revision, lambda: _steps_of_filling(after, body), dry_run=dry_run
         )
-        self._tell(call, difference)
-        return json_answer(
-            200,
-            {
-                "schema": schema("applied"),
-                "revision": desired.state.revision,
-                "changes": difference.counts(),
-            },
-            told=True,
-        )
+        answer: Json = {
+            "schema": schema("applied"),
+            "revision": desired.state.revision,
+            "changes": difference.counts(),
+        }
+        if dry_run:
+            answer["names"] = _names(difference)
+        else:
+            self._tell(call, difference)
+        return json_answer(200, answer, told=True)
 
     def _tell(self, call: Call, difference: Difference) -> None:
         """One event for each change if there are few, and one for all in any case."""
@@ -90,6 +100,22 @@ class StatePaths:
                         tell(f"{noun}-{how}", as_json(one))
         revision = self._shared.node.desired.state.revision
         tell("state-applied", {"revision": revision} | counts | {"status": 200})
+
+
+def _names(difference: Difference) -> Json:
+    """What differs, by name; of each list its beginning, as a state may have 100,000 routes."""
+    name_of: dict[str, Callable[[Any], str]] = {
+        "vpcs": lambda vpc: vpc.name,
+        "vteps": lambda vtep: str(vtep.address),
+        "routes": lambda route: f"{route.vpc} {route.prefix}",
+    }
+    return {
+        noun: {
+            how: [name(one) for one in getattr(difference, f"{noun}_{how}")[:NAMED_MAX]]
+            for how in ("added", "removed", "changed")
+        }
+        for noun, name in name_of.items()
+    }
 
 
 def _steps_of_filling(state: DesiredState, body: requests.State) -> Iterator[None]:
