@@ -93,8 +93,8 @@ class Node:
         # Were attached and went without being detached, and nobody has seen to them since.
         self.lost: list[Lost] = []
         self._attachments: dict[str, Attachment] = {}
-        # Those that have yet to settle: how long they have taken, and when that was.
-        self._settling: dict[str, tuple[int, Timing]] = {}
+        # Those that have yet to settle, by generation: how long they have taken, and when that was.
+        self._settling: dict[int, tuple[int, Timing]] = {}
         self._prober: Prober | None = None  # made when it is first asked for
         self.intake = Intake(settings.state_directory)
         self.reservations = Reservations(dataplane, pool, self.intake, admission)
@@ -232,14 +232,14 @@ class Node:
     def record(self, attachment: Attachment, timing: Timing) -> None:
         """An attach has taken so long, unless it has yet to `settle`."""
         if self._has_to_settle(attachment):
-            self._settling[attachment.sandbox] = time.perf_counter_ns(), timing
+            self._settling[attachment.generation] = time.perf_counter_ns(), timing
         else:
             self._recorder.record(*timing, ok=True)
 
-    def _record_settled(self, name: str, began: int, *, ok: bool) -> int:
+    def _record_settled(self, generation: int, began: int, *, ok: bool) -> int:
         """One that was to settle has, or cannot; how long that took, in nanoseconds."""
         now = time.perf_counter_ns()
-        since, timing = self._settling.pop(name, (0, None))
+        since, timing = self._settling.pop(generation, (0, None))
         if timing is not None:
             total = timing.total + now - since
             self._recorder.record(*timing._replace(total=total), now - began, ok=ok)
@@ -321,7 +321,7 @@ class Node:
         try:
             await self.pool.asks.ask("number", attachment.slot, addresses=_texts(attachment))
         except GeneveError as error:
-            self._record_settled(name, began, ok=False)
+            self._record_settled(attachment.generation, began, ok=False)
             if attachment in self:
                 detach(name, attachment.generation)
             raise GeneveError(
@@ -329,7 +329,7 @@ class Node:
                 f"slot-{attachment.slot} could not be given its addresses: {error.message}",
                 hint="try again: it will be another slot",
             ) from None
-        return self._record_settled(name, began, ok=True)
+        return self._record_settled(attachment.generation, began, ok=True)
 
     def _has_to_settle(self, attachment: Attachment) -> bool:
         return (
@@ -359,6 +359,7 @@ class Node:
             )
         counters = self.dataplane.detach(attachment.slot)
         del self._attachments[name]
+        self._settling.pop(attachment.generation, None)
         if self._attached_log.detached(name):
             self._later(self._write_attached)
         endpoint = attachment.endpoint
@@ -377,8 +378,8 @@ class Node:
 
     def attached_to(self, place: Place) -> Attachment | None:
         """Who is attached to a slot."""
-        found = (one for one in self._attachments.values() if one.slot == place.index)
-        return next(found, None)
+        there = self.dataplane.attachment(place.index)
+        return None if there is None else self._attachments.get(there.sandbox)
 
     def lose(self, place: Place) -> Lost | None:
         """A slot's interface went, and whoever was attached is cut off: detach, and remember."""

@@ -242,7 +242,9 @@ class SlotPool(Stock):
                 self._gone(index)
         self._ordered_making.clear()
         self._ordered_destroying.clear()
-        self._faulty.clear()  # it looks for itself, and tells
+        for place in self._faulty.values():
+            place.fault = ""  # it looks for itself, and tells
+        self._faulty.clear()
         self._channel = Channel(connection, self._on_event)
         self.asks.connect(self._channel)
         self._look()
@@ -393,10 +395,15 @@ class SlotPool(Stock):
         self._dataplane.retire(index)
         self.destroy(place)
 
-    def _found_faulty(self, index: int, fault: str) -> None:
+    def _found_faulty(self, index: int, fault: str, *, again: bool = False) -> None:
         """Somebody changed the interface of a slot, or "": undid it."""
         place = self._places.get(index)
         if place is None:
+            return
+        if place.phase is Phase.MAKING and not again:  # as in `_lost`
+            asyncio.get_running_loop().call_soon(
+                partial(self._found_faulty, index, fault, again=True)
+            )
             return
         if place.phase is Phase.READY and fault:
             self._log.warning("slot-faulty", slot=f"slot-{index}", was="ready", fault=fault)

@@ -183,8 +183,7 @@ class SlotMaker:
                     concerned |= is_link and messages.link_name(body) in watched
                     if self._is_suspicious(kind, body):
                         suspects.add(self._plane.slot_of(messages.interface_of(body)))
-        except OSError:  # more changed than could be told
-            concerned = True
+        except OSError:  # more changed than could be told: uplinks, too, are looked at then
             self._next_look = min(self._next_look, time.monotonic() + _SOON)
         for index in suspects:
             if index is not None:

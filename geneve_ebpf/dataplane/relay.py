@@ -72,7 +72,8 @@ def _find(ip: IPRoute, door: RouteSocket, block: int) -> int:
 
 
 def _is_closed(door: RouteSocket, near: int, far: int, block: int) -> bool:
-    return tc.blocks_of(door, [near, far]) == [(block, block + 1), (0, block + 1)]
+    found = [tc.shared_blocks(door, end) for end in (near, far)]
+    return found == [(block, block + 1), (0, block + 1)]
 
 
 def _make(ip: IPRoute, door: RouteSocket, block: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from pyroute2.netlink import NLM_F_CREATE
@@ -128,12 +128,6 @@ def shared_blocks(door: RouteSocket, ifindex: int) -> tuple[int, int]:
 def all_shared_blocks(door: RouteSocket) -> dict[int, tuple[int, int]]:
     """As `shared_blocks`, of every interface of the namespace that has a clsact."""
     return {ifindex: (ingress, egress) for ifindex, ingress, egress in _shared(door)}
-
-
-def blocks_of(door: RouteSocket, ifindexes: Sequence[int]) -> list[tuple[int, int]]:
-    """As `shared_blocks`, of several, each in its place."""
-    found = all_shared_blocks(door)
-    return [found.get(ifindex, (0, 0)) for ifindex in ifindexes]
 
 
 def blocks_in_use(door: RouteSocket) -> set[int]:

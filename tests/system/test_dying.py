@@ -92,6 +92,7 @@ class Scene:
     def __init__(self, lab: Lab, killer: Killer) -> None:
         self.lab = lab
         self.killer = killer
+        self.reserved = ""  # the slot that is to be given back
         self.node, self.other = lab.nodes
         self.one = attached(self.node, "one")
         self.two = attached(self.other, "two")
@@ -349,13 +350,12 @@ def reserve(scene: Scene) -> None:
 
 
 def reserve_and_settle(scene: Scene) -> None:
-    reserve(scene)
+    scene.reserved = scene.ask("POST", "/v1/slots:reserve", {})["slot"]["id"]
     scene.check()
 
 
 def release(scene: Scene) -> None:
-    (slot,) = (s for s in scene.ask("GET", "/v1/slots")["slots"] if s["state"] == "reserved")
-    scene.try_to("DELETE", f"/v1/slots/{slot['id']}")
+    scene.try_to("DELETE", f"/v1/slots/{scene.reserved}")
 
 
 def give(scene: Scene) -> None:

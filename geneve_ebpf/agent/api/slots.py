@@ -153,6 +153,6 @@ class SlotPaths:
             guest = guest | {"interface": place.given.interface}
         return {
             "schema": schema("slot"),
-            "slot": slot_json(self._shared.node.pool, place),
+            "slot": slot_json(self._shared.node.pool, place, self._shared.node.attached_to(place)),
             "guest": guest,
         }
