@@ -310,7 +310,7 @@ def test_row_that_became_somebody_elses_gives_him_no_packet(node: Node, slot):
     with node.endpoint_of(BLUE, "10.0.1.99", generation=generation, slot=slot):
         run = node.sends(sent)
 
-    assert_dropped(run, "stale_endpoint", sent)
+    assert_dropped(run, "tx stale_endpoint", sent)
 
 
 @pytest.mark.parametrize("dst", [BOB, REMOTE], ids=["local", "remote"])
@@ -424,7 +424,7 @@ def test_interface_whose_row_became_another_slots_sends_nothing(node: Node):
     with node.slot_of(node.uplink, slot=2):
         run = node.run("sandbox_tx", frame, ifindex=node.uplink)
 
-    assert_dropped(run, "no_slot", frame)
+    assert_dropped(run, "tx no_slot", frame)
 
 
 def test_nothing_passes_before_the_node_is_configured(node: Node):
