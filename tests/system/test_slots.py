@@ -184,7 +184,7 @@ def test_who_takes_eth0_down_at_once_has_no_slot(node: Node) -> None:
             assert kind.patience == 2 < NamespaceKind.patience
             with pytest.raises(TimeoutError, match="does not transmit"):
                 slots.make(door, node.place, 3, kind)
-        assert "eth0" not in run("ip", "-n", netns.name, "link")
-        assert "gnv3" not in node.run("ip", "link")
+        assert ": eth0@" not in run("ip", "-n", netns.name, "link")
+        assert ": gnv3@" not in node.run("ip", "link")
     finally:
         os.close(namespace)
